@@ -1,0 +1,34 @@
+"""Run the benchmarks in benchmarks/: all of them, or the named one. What is left goes to the benchmark."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FORWARDS = True
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", help="one of: " + ", ".join(benchmarks()))
+
+
+def benchmarks() -> dict[str, Path]:
+    """Name and program of every benchmark: ``benchmarks/NAME.py`` or ``benchmarks/NAME/__main__.py``."""
+    directory = ROOT / "benchmarks"
+    programs = [*directory.glob("[!_]*.py"), *directory.glob("*/__main__.py")]
+    return {(p.parent.name if p.name == "__main__.py" else p.stem): p for p in sorted(programs)}
+
+
+def run(args: argparse.Namespace) -> int:
+    known = benchmarks()
+    if args.name and args.name not in known:
+        print(f"studio: there is no benchmark {args.name!r}. There is: {', '.join(known)}.", file=sys.stderr)
+        return 2
+    status = 0
+    for name in [args.name] if args.name else known:
+        print(f"== {name}", flush=True)
+        status |= subprocess.run([sys.executable, "-P", str(known[name]), *args.rest], cwd=ROOT).returncode
+    return 1 if status else 0

@@ -1,0 +1,16 @@
+"""The inference process alone: keeps checkpoints in memory and answers chat requests from the broker."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    return
+
+
+def run(args: argparse.Namespace) -> int:
+    from worker.inference import main
+
+    main()
+    return 0

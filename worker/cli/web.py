@@ -1,0 +1,47 @@
+"""The web process alone: pages, REST, websocket and the OpenAI-compatible API. Migrates the database first."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import socket
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", metavar="H", help="address to serve (default: 127.0.0.1)")
+    parser.add_argument("--port", metavar="P", type=int, help="port to serve (default: 8000)")
+
+
+def open_alone() -> socket.socket:
+    """Without a supervisor: migrate, listen, and on a loopback address make and print a login token."""
+    from app.core.settings import get_settings
+    from worker.database import migrate
+    from worker.supervisor import check_host, in_url, is_loopback, listen
+
+    settings = get_settings()
+    migrate()
+    check_host(settings.host)
+    listener = listen(settings.host, settings.port)
+    url = f"http://{in_url(settings.host)}:{listener.getsockname()[1]}/"
+    if is_loopback(settings.host) and not settings.login_token:
+        os.environ["STUDIO_LOGIN_TOKEN"] = secrets.token_urlsafe(32)
+        get_settings.cache_clear()
+        url += f"?token={os.environ['STUDIO_LOGIN_TOKEN']}"
+    print(f"Web process at {url}", flush=True)
+    return listener
+
+
+def run(args: argparse.Namespace) -> int:
+    given = os.environ.pop("STUDIO_LISTEN_FD", None)
+    for name, value in (("STUDIO_HOST", args.host), ("STUDIO_PORT", args.port)):
+        if value is not None:
+            os.environ[name] = str(value)
+    import uvicorn
+
+    listener = socket.socket(fileno=int(given)) if given else open_alone()
+    config = uvicorn.Config("app.main:create_app", factory=True, timeout_graceful_shutdown=3, proxy_headers=False,
+                            server_header=False, ws_max_size=64 * 1024, log_level="info", access_log=False)
+    server = uvicorn.Server(config)
+    server.run(sockets=[listener])
+    return 0 if server.started else 1
