@@ -1,0 +1,276 @@
+"""One schema per stage: it is the command line, the web form, the REST API and the docs at once.
+
+``RunConfig`` subclasses are flat; a field's name is its flag (``--batch_size``) and its key in the API.
+``None`` means "decided later": by the preset, by the base checkpoint, or on the machine that runs it
+(``auto``); what it became stands in ``resolved.json``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, ClassVar, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from minimind.errors import ConfigError
+from minimind.presets import MODEL_FIELDS, PRESETS, Preset, model_config
+
+#: keys that name places or devices of one machine: flags of ``train.py``, refused by the API,
+#: which has ids and ``devices`` for them
+PATH_KEYS = ("data_path", "save_dir", "out", "from_weight", "resume", "device")
+#: keys that never change what is learnt: they may differ between the attempts of one run
+HARMLESS_KEYS = ("save_interval", "log_interval", "sample_interval", "keep", "num_workers", "use_wandb",
+                 "wandb_project", "wandb_run_name", "device", "data_path", "tokenizer", "from_weight")
+
+
+def option(default: Any, help: str, group: str, *, unit: str | None = None, **limits: Any) -> Any:
+    """A field with the text, unit and group that every front end shows."""
+    return Field(default, description=help, json_schema_extra={"group": group, "unit": unit}, **limits)
+
+
+class RunConfig(BaseModel):
+    """Options of every stage."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+
+    stage_name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    #: dataset layouts this stage can learn from
+    layouts: ClassVar[tuple[str, ...]] = ()
+    #: part of the starter corpus that is used when no data is given
+    starter_part: ClassVar[str] = ""
+    needs_base: ClassVar[bool] = False
+
+    preset: str = option("auto", "Named model size. auto: tiny-cpu on a CPU or on the starter corpus, "
+                                 "minimind-3 on a GPU with data of your own.", "model")
+    tokenizer: str | None = option(None, "Tokenizer to use: a directory on the command line, an id in the API. "
+                                         "Default: the base checkpoint's, else one trained on the run's data.", "model")
+    data_path: str | None = option(None, "File or directory with training data (jsonl or txt). "
+                                         "Default: the starter corpus.", "data")
+    num_workers: int = option(0, "Processes that tokenize in parallel; 0 takes one per core.", "data",
+                              ge=0, le=256)
+    seed: int = option(42, "Seed of initial weights, data order and the starter corpus.", "data", ge=0, le=2**31 - 1)
+
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, name: str) -> str:
+        if name != "auto" and name not in PRESETS:
+            near = difflib.get_close_matches(name, PRESETS, 1)
+            raise ValueError(f"There is no preset named {name!r}."
+                             + (f" Did you mean {near[0]!r}?" if near else "")
+                             + f" Known presets: auto, {', '.join(PRESETS)}.")
+        return name
+
+    def api_dict(self) -> dict:
+        """The configuration as the API shows it: without the keys that name places on one machine."""
+        return {k: v for k, v in self.model_dump(mode="json").items() if k not in PATH_KEYS}
+
+    def preset_for(self, *, has_gpu: bool) -> Preset:
+        name = self.preset
+        if name == "auto":
+            name = "minimind-3" if has_gpu and self.data_path else "tiny-cpu"
+        return PRESETS[name]
+
+
+class TokenizerConfig(RunConfig):
+    """Train a byte-level BPE vocabulary."""
+
+    stage_name = "tokenizer"
+    summary = "Learn a byte-level BPE vocabulary from text."
+    layouts = ("text", "conversations", "txt")
+    starter_part = "text"
+
+    vocab_size: int = option(2048, "Entries of the vocabulary, special tokens and the 256 bytes included.", "model",
+                             unit="tokens", ge=300, le=200_000)
+    languages: list[Literal["en", "zh", "pt"]] | None = option(
+        None, "Languages of the starter corpus; default: as many as the time budget allows.", "data")
+
+
+class TrainConfig(RunConfig):
+    """Options of every stage that trains weights."""
+
+    from_weight: str | None = option(None, "Start from this checkpoint or run directory.", "model")
+    vocab_size: int | None = option(None, "Entries of a tokenizer trained for this run; default: the preset's.",
+                                    "model", unit="tokens", ge=300, le=200_000)
+    hidden_size: int | None = option(None, "Width of the residual stream.", "model", unit="channels", ge=16, le=16384)
+    num_hidden_layers: int | None = option(None, "Number of decoder blocks.", "model", unit="layers", ge=1, le=200)
+    num_attention_heads: int | None = option(None, "Query heads of each attention.", "model", ge=1, le=256)
+    num_key_value_heads: int | None = option(None, "Key/value heads (grouped-query attention); must divide the "
+                                                   "query heads.", "model", ge=1, le=256)
+    head_dim: int | None = option(None, "Channels of a head; default: hidden_size / num_attention_heads.", "model",
+                                  unit="channels", ge=2, le=1024)
+    intermediate_size: int | None = option(None, "Width of the SwiGLU layer; default: pi x hidden_size, rounded up "
+                                                 "to 64.", "model", unit="channels", ge=16, le=65536)
+    rope_theta: float | None = option(None, "Base of the rotary position frequencies.", "model", gt=1)
+    use_moe: bool = option(False, "Mixture of experts (not in this version).", "model")
+
+    max_seq_len: int | None = option(None, "Length of a packed row.", "data", unit="tokens", ge=8, le=32768)
+    eval_fraction: float = option(0.01, "Share of documents held out for evaluation, chosen by a hash of their "
+                                        "content; 0 holds none out.", "data", ge=0, le=0.5)
+    languages: list[Literal["en", "zh", "pt"]] | None = option(
+        None, "Languages of the starter corpus; default: as many as the time budget allows.", "data")
+
+    epochs: int = option(1, "Passes over the data.", "budget", unit="passes", ge=1, le=10_000)
+    max_steps: int | None = option(None, "Exactly this many optimizer steps; epochs repeat as needed and --epochs is "
+                                         "ignored.", "budget", unit="optimizer steps", ge=1)
+    max_minutes: float | None = option(None, "Time for training steps. Turned into a number of steps by timing a few "
+                                             "throwaway steps before step 1; the clock is not looked at again.",
+                                       "budget", unit="minutes", gt=0, le=60 * 24 * 60)
+    batch_size: int | None = option(None, "Rows of max_seq_len per rank and micro-step.", "optimization",
+                                    unit="rows", ge=1, le=65536)
+    accumulation_steps: int | None = option(None, "Micro-steps whose gradients make one optimizer step.",
+                                            "optimization", unit="micro-steps", ge=1, le=65536)
+    learning_rate: float | None = option(None, "Peak learning rate.", "optimization", gt=0, le=10)
+    warmup_fraction: float = option(0.03, "Share of the steps in which the learning rate rises linearly.",
+                                    "optimization", ge=0, le=1)
+    min_lr_fraction: float = option(0.1, "Learning rate at the end of the cosine, as a share of the peak.",
+                                    "optimization", ge=0, le=1)
+    weight_decay: float = option(0.1, "Decoupled weight decay, on matrices only.", "optimization", ge=0, le=10)
+    adam_beta2: float = option(0.95, "Second-moment decay of AdamW.", "optimization", gt=0, lt=1)
+    grad_clip: float = option(1.0, "Largest global gradient norm; 0 does not clip.", "optimization", ge=0)
+    optimizer: Literal["adamw", "muon"] = option("muon", "muon for the matrices with adamw for the rest (on the "
+                                                 "starter world it needs half the steps), or adamw for all.",
+                                                 "optimization")
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Arithmetic of the forward and backward pass; weights and optimizer stay float32. auto: bfloat16 on "
+                "GPUs that have it, float32 on a CPU.", "speed")
+    attention: Literal["auto", "sdpa", "flash_attn", "flex"] = option(
+        "auto", "Attention kernel. auto: the fastest that this machine has.", "speed")
+    use_compile: bool = option(False, "torch.compile the model: slower start, faster steps.", "speed")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.", "speed")
+
+    log_interval: int = option(1, "Write metrics every this many steps.", "reporting", unit="optimizer steps", ge=1)
+    save_interval: int | None = option(None, "Save a checkpoint every this many steps; default: every ten minutes "
+                                             "and at the end.", "reporting", unit="optimizer steps", ge=1)
+    eval_interval: int | None = option(None, "Evaluate on held-out data every this many steps; default: ten times a "
+                                             "run. 0 never.", "reporting", unit="optimizer steps", ge=0)
+    sample_interval: int | None = option(None, "Let the model speak every this many steps; default: ten times a run. "
+                                               "0 never.", "reporting", unit="optimizer steps", ge=0)
+    keep: int = option(10, "Milestone checkpoints kept when all of a run's checkpoints exceed 2 GB.", "reporting",
+                       ge=0, le=1000)
+    use_wandb: bool = option(False, "Also log to Weights & Biases.", "reporting")
+    wandb_project: str | None = option(None, "Weights & Biases project.", "reporting")
+    wandb_run_name: str | None = option(None, "Weights & Biases run name.", "reporting")
+
+    @field_validator("use_moe")
+    @classmethod
+    def _no_moe_yet(cls, value: bool) -> bool:
+        if value:
+            raise ValueError("Mixture of experts is not available in this version. Leave use_moe off.")
+        return value
+
+    @model_validator(mode="after")
+    def _shape_fits(self) -> TrainConfig:
+        model_config(self.preset if self.preset != "auto" else "tiny-cpu", self.model_overrides())
+        return self
+
+    def model_overrides(self) -> dict:
+        return {name: getattr(self, name) for name in MODEL_FIELDS}
+
+
+class PretrainConfig(TrainConfig):
+    """Learn language from plain text."""
+
+    stage_name = "pretrain"
+    summary = "Learn to continue plain text, from random weights or a base checkpoint."
+    layouts = ("text", "txt")
+    starter_part = "text"
+
+
+class SftConfig(TrainConfig):
+    """Learn to answer from dialogues."""
+
+    stage_name = "sft"
+    summary = "Learn to answer: supervised fine-tuning on dialogues, loss on the assistant's turns only."
+    layouts = ("conversations",)
+    starter_part = "dialogues"
+    needs_base = False  # from random weights it works too, and is said to be unusual by preflight
+
+
+STAGES: dict[str, type[RunConfig]] = {c.stage_name: c for c in (TokenizerConfig, PretrainConfig, SftConfig)}
+
+
+def stage_class(stage: str) -> type[RunConfig]:
+    if stage not in STAGES:
+        near = difflib.get_close_matches(str(stage), STAGES, 1)
+        raise ConfigError([{
+            "field": "stage",
+            "message": f"There is no stage named {stage!r}.",
+            "hint": (f"Did you mean {near[0]!r}? " if near else "") + f"Stages: {', '.join(STAGES)}.",
+        }])
+    return STAGES[stage]
+
+
+def parse_config(stage: str, values: dict) -> RunConfig:
+    """Validate ``values`` for ``stage``; raises one ``ConfigError`` with every problem in it."""
+    cls = stage_class(stage)
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        problems = [p for e in error.errors() for p in _problems(cls, e)]
+    # pydantic looks at the shape of the model only once every field is right by itself; a user wants to
+    # hear of both at once.
+    wrong = {p["field"] for p in problems}
+    if issubclass(cls, TrainConfig) and not wrong & {"preset", *MODEL_FIELDS}:
+        shape = {k: values.get(k) for k in MODEL_FIELDS}
+        try:
+            model_config(values.get("preset") if values.get("preset") in PRESETS else "tiny-cpu", shape)
+        except ConfigError as error:
+            problems += error.problems
+    raise ConfigError(problems)
+
+
+def parse_api_config(stage: str, values: dict) -> RunConfig:
+    """As ``parse_config``, for a configuration that came through the API: place keys are refused too."""
+    refused = [k for k in values if k in PATH_KEYS]
+    problems = [{
+        "field": f"config.{k}",
+        "message": f"{k} names a place on one machine and cannot be set here.",
+        "hint": {"data_path": "Use dataset_id.", "from_weight": "Use base_checkpoint_id.",
+                 "device": "Use devices."}.get(k, "The server chooses it."),
+    } for k in refused]
+    try:
+        config = parse_config(stage, {k: v for k, v in values.items() if k not in PATH_KEYS})
+    except ConfigError as error:
+        problems += [{**p, "field": p["field"] if p["field"] == "stage" else f"config.{p['field']}"}
+                     for p in error.problems]
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _problems(cls: type[RunConfig], error: dict) -> list[dict]:
+    """A sentence for one pydantic error (the shape of a model can be wrong in several fields at once)."""
+    field = str(error["loc"][0]) if error["loc"] else ""
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(field, cls.model_fields, 1, cutoff=0.5)
+        return [{"field": field, "message": f"There is no option named {field!r} for the stage {cls.stage_name}.",
+                "hint": f"Did you mean {near[0]!r}?" if near else "GET /api/v1/stages lists every option."}]
+    cause = error.get("ctx", {}).get("error")
+    if error["type"] == "value_error" and isinstance(cause, ConfigError):
+        return cause.problems
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] != "value_error":
+        message = f"{field} = {error['input']!r}: {message[0].lower()}{message[1:]}."
+    info = cls.model_fields.get(field)
+    return [{"field": field, "message": message, "hint": info.description if info else None}]
+
+
+def stage_schema(stage: str) -> dict:
+    """What ``GET /stages`` says of one stage: JSON Schema with help, units, groups and defaults."""
+    cls = stage_class(stage)
+    schema = cls.model_json_schema()
+    schema["properties"] = {k: v for k, v in schema["properties"].items() if k not in PATH_KEYS}
+    return {"name": stage, "summary": cls.summary, "layouts": list(cls.layouts), "starter_part": cls.starter_part,
+            "schema": schema}
+
+
+def field_kind(annotation: Any) -> tuple[Any, bool]:
+    """``(type, is_list)`` of a field with ``None`` and ``list`` taken off: what one flag value is."""
+    arguments = [a for a in get_args(annotation) if a is not type(None)]
+    if get_origin(annotation) is Literal or not arguments:
+        return annotation, False
+    if get_origin(annotation) is list:
+        return arguments[0], True
+    return field_kind(arguments[0])

@@ -1,0 +1,283 @@
+"""Tokenize once: documents as one memory-mapped stream of ids, kept under the hash of all that decides it.
+
+::
+
+    cache/tokens/{hash}/  tokens.bin   uint16 (uint32 for large vocabularies), all documents one behind the other
+                          mask.bin     one bit a token: is it learnt (conversations only)
+                          offsets.npy  [documents + 1] first token of each document
+                          hashes.npy   [documents] 64 bits of each document's content, for the held-out split
+                          learnt.npy   [documents] tokens of each that are learnt (its first one never is)
+                          meta.json
+
+The directory is written aside and renamed, so it is whole or not there; two processes that make the same one at
+once both succeed, and one of the two results is thrown away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import tempfile
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minimind.data.layouts import data_files, iter_rows
+from minimind.errors import DataError, DiskFullError
+from minimind.manifest import sha256_of
+from minimind.run_dir import read_json, write_json
+from minimind.tokenizer import Tokenizer
+
+FORMAT_VERSION = 1
+BATCH_ROWS = 512  # rows of one unit of work
+POOL_FROM_BYTES = 8 << 20  # smaller files are tokenized before a pool has started
+MAX_UINT16_VOCABULARY = 1 << 16
+
+#: ``progress(rows done, bytes read so far)``; it may raise to stop the work
+Progress = Callable[[int, int], None]
+
+
+class TokenCache:
+    """One tokenized data set, memory-mapped."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.meta: dict = read_json(path / "meta.json") or {}
+        dtype = np.dtype(self.meta["dtype"])
+        self.tokens = np.memmap(path / "tokens.bin", dtype=dtype, mode="r")
+        self.offsets: np.ndarray = np.load(path / "offsets.npy")
+        self.hashes: np.ndarray = np.load(path / "hashes.npy")
+        self.num_learnt: np.ndarray = np.load(path / "learnt.npy")
+        self.mask = np.memmap(path / "mask.bin", dtype=np.uint8, mode="r") if self.meta["masked"] else None
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.hashes)
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def fingerprint(self) -> str:
+        return self.path.name
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Tokens of each document."""
+        return np.diff(self.offsets)
+
+    def learnt(self, start: int, end: int) -> np.ndarray:
+        """Whether each token of ``start``..``end - 1`` is learnt, bool."""
+        assert self.mask is not None
+        first = start // 8
+        bits = np.unpackbits(self.mask[first:-(-end // 8)], bitorder="little")
+        return bits[start - 8 * first:end - 8 * first].astype(bool)
+
+    def split(self, eval_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+        """``(training, held-out)`` documents. Equal documents fall on one side; of ten or more at least one is held
+        out, and at least one is left to train on."""
+        if eval_fraction <= 0:
+            return np.arange(self.num_documents), np.zeros(0, dtype=np.int64)
+        held = self.hashes < np.uint64(min(eval_fraction, 0.5) * 2**64)
+        if not held.any() and self.num_documents >= 10:
+            held = self.hashes == self.hashes.min()
+        if held.all():
+            held = np.zeros_like(held)
+        return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def content_hash(path: Path | str, progress: Progress | None = None) -> str:
+    """sha256 over the names' order and the content of all data files of ``path``."""
+    digest = hashlib.sha256()
+    for file in data_files(path):
+        if progress:
+            progress(0, 0)
+        digest.update(sha256_of(file).encode() + file.suffix.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def cache_key(content: str, layout: str, tokenizer: Tokenizer) -> str:
+    identity = [FORMAT_VERSION, content, layout, tokenizer.fingerprint]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+
+
+def open_cache(path: Path | str, layout: str, tokenizer: Tokenizer, cache_dir: Path, *, content: str,
+               workers: int = 0, progress: Progress | None = None) -> TokenCache:
+    """The tokenized form of ``path``, made now unless it is there. ``content``: its ``content_hash``.
+
+    ``workers``: processes that tokenize; 0 takes one per core. ``progress`` is called between units of work and
+    may raise. Raises ``DataError`` at the first bad row and ``DiskFullError``; nothing half-made is left.
+    """
+    target = Path(cache_dir) / "tokens" / cache_key(content, layout, tokenizer)
+    if not (target / "meta.json").exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target.parent)
+        aside = target.parent / f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
+        aside.mkdir()
+        try:
+            _write(aside, path, layout, tokenizer, content, workers or os.cpu_count() or 1, progress)
+            try:
+                aside.rename(target)
+            except OSError:
+                if not (target / "meta.json").exists():  # else another process was faster
+                    raise
+        except OSError as error:
+            if error.errno in (28, 122):  # ENOSPC, EDQUOT
+                raise DiskFullError(f"The disk is full: the tokenized data does not fit into {cache_dir}.",
+                                    hint="Free some space or set another --cache_dir.") from None
+            raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return TokenCache(target)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Directories of makers that are gone (their pid stands in the name)."""
+    for path in parent.glob(".*.tmp"):
+        pid = path.name.split(".")[2]
+        if not pid.isdigit() or not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _write(directory: Path, path: Path | str, layout: str, tokenizer: Tokenizer, content: str, workers: int,
+           progress: Progress | None) -> None:
+    masked = layout == "conversations"
+    dtype = np.uint16 if tokenizer.vocab_size <= MAX_UINT16_VOCABULARY else np.uint32
+    sizes: list[np.ndarray] = []
+    hashes: list[np.ndarray] = []
+    learnt: list[np.ndarray] = []
+    bits = np.zeros(0, dtype=bool)  # of the mask, too few for a byte yet
+    rows = bytes_read = 0
+    with open(directory / "tokens.bin", "wb") as tokens_file, open(directory / "mask.bin", "wb") as mask_file:
+        for ids, lengths, digests, mask, size in _encoded(path, layout, tokenizer, workers):
+            tokens_file.write(ids.astype(dtype).tobytes())
+            sizes.append(lengths)
+            hashes.append(digests)
+            learnt.append(_count_learnt(lengths, mask))
+            if mask is not None:
+                bits = np.concatenate([bits, mask])
+                whole = len(bits) // 8 * 8
+                mask_file.write(np.packbits(bits[:whole], bitorder="little").tobytes())
+                bits = bits[whole:]
+            rows, bytes_read = rows + len(lengths), bytes_read + size
+            if progress:
+                progress(rows, bytes_read)
+        mask_file.write(np.packbits(bits, bitorder="little").tobytes())
+        for file in (tokens_file, mask_file):
+            file.flush()
+            os.fsync(file.fileno())
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(sizes))]).astype(np.int64)
+    np.save(directory / "offsets.npy", offsets)
+    np.save(directory / "hashes.npy", np.concatenate(hashes))
+    np.save(directory / "learnt.npy", np.concatenate(learnt))
+    write_json(directory / "meta.json", {
+        "version": FORMAT_VERSION, "dtype": np.dtype(dtype).name, "masked": masked, "layout": layout,
+        "documents": len(offsets) - 1, "tokens": int(offsets[-1]), "content": content,
+        "tokenizer_fingerprint": tokenizer.fingerprint})
+
+
+def _count_learnt(lengths: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """Learnt tokens of each document of a batch; the first token of a document has nothing to be predicted from."""
+    if mask is None:
+        return lengths - 1
+    ends = np.cumsum(lengths)
+    counted = np.concatenate([[0], np.cumsum(mask)])
+    return (counted[ends] - counted[np.minimum(ends - lengths + 1, ends)]).astype(np.int64)
+
+
+#: ids, tokens of each document, 64-bit hashes, learnt flags or None, bytes of text
+Encoded = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, int]
+
+
+def _encoded(path: Path | str, layout: str, tokenizer: Tokenizer, workers: int) -> Iterator[Encoded]:
+    """Batches of documents in file order, encoded here or by a pool of processes."""
+    batches = _batches(iter_rows(path, layout))
+    size = sum(f.stat().st_size for f in data_files(path))
+    # The tokenizer itself uses every core for plain text; a pool pays for dialogues, whose templates are Python.
+    if layout != "conversations" or workers == 1 or size < POOL_FROM_BYTES:
+        for batch in batches:
+            yield encode_rows(tokenizer, layout, batch)
+        return
+    snapshot = Path(tempfile.mkdtemp(prefix="minimind-tokenizer-"))
+    try:
+        tokenizer.save(snapshot)  # the processes load it from there
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker,
+                                 (str(snapshot), layout)) as pool:
+            waiting: deque[Future[Encoded]] = deque()
+            try:
+                for batch in batches:
+                    waiting.append(pool.submit(_work, batch))
+                    if len(waiting) >= 2 * workers:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+    except BrokenProcessPool:
+        raise DataError("A process that tokenized the data ended suddenly, probably for lack of memory.",
+                        hint="Set --num_workers to a smaller number.") from None
+    finally:
+        shutil.rmtree(snapshot, ignore_errors=True)
+
+
+def _batches(rows: Iterable[tuple[int, dict]]) -> Iterator[list[tuple[int, dict]]]:
+    iterator = iter(rows)
+    while batch := list(islice(iterator, BATCH_ROWS)):
+        yield batch
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(tokenizer_dir: str, layout: str) -> None:
+    from minimind.lifeline import die_with_parent
+
+    die_with_parent()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the parent ends us
+    _worker.update(tokenizer=Tokenizer.load(tokenizer_dir), layout=layout)
+
+
+def _work(batch: list[tuple[int, dict]]) -> Encoded:
+    return encode_rows(_worker["tokenizer"], _worker["layout"], batch)
+
+
+def encode_rows(tokenizer: Tokenizer, layout: str, rows: list[tuple[int, dict]]) -> Encoded:
+    """Encode rows of ``layout``. A text becomes ``<|im_start|>text<|im_end|>``, a dialogue what its template says."""
+    masks: list[list[bool]] = []
+    if layout == "conversations":
+        from minimind.chat_format import encode_conversation
+
+        documents, texts = [], []
+        for line, row in rows:
+            try:
+                ids, mask = encode_conversation(tokenizer, row["conversations"], row.get("tools"))
+            except DataError as error:
+                raise DataError(f"Line {line}: {error.message}", line=line, field=error.field,
+                                hint=error.hint) from None
+            documents.append(ids)
+            masks.append(mask)
+            texts.append(json.dumps(row, sort_keys=True, ensure_ascii=False))
+    else:
+        texts = [row["text"] for _, row in rows]
+        documents = [[tokenizer.bos_id, *ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(texts)]
+    digests = [hashlib.blake2b(t.encode("utf-8", "surrogatepass"), digest_size=8).digest() for t in texts]
+    lengths = np.array([len(d) for d in documents], dtype=np.int64)
+    ids = np.fromiter((i for d in documents for i in d), dtype=np.int64, count=int(lengths.sum()))
+    mask = np.fromiter((m for d in masks for m in d), dtype=bool) if layout == "conversations" else None
+    size = sum(len(t) for t in texts)
+    return ids, lengths, np.frombuffer(b"".join(digests), dtype=np.uint64), mask, size

@@ -1,0 +1,58 @@
+"""Errors that a user can cause, each with what is wrong and what to do about it."""
+
+from __future__ import annotations
+
+
+class MiniMindError(ValueError):
+    """A mistake in what the user gave us. ``message`` says what and where, ``hint`` what to do."""
+
+    #: short machine-readable class, kept in ``result.json`` and in a run's ``error.class``
+    code = "CONFIG"
+
+    def __init__(self, message: str, *, field: str | None = None, hint: str | None = None, line: int | None = None):
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.hint = hint
+        self.line = line
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}" if self.hint else self.message
+
+    def as_dict(self) -> dict:
+        return {"class": self.code, "message": self.message, "hint": self.hint}
+
+
+class ConfigError(MiniMindError):
+    """One or more fields of a configuration are wrong; ``problems`` lists all of them.
+
+    Each problem is ``{"field", "message", "hint"}``.
+    """
+
+    def __init__(self, problems: list[dict]):
+        first = problems[0]
+        message = first["message"] if len(problems) == 1 else " ".join(p["message"] for p in problems)
+        super().__init__(message, field=first.get("field"), hint=first.get("hint") if len(problems) == 1 else None)
+        self.problems = problems
+
+
+class DataError(MiniMindError):
+    """A data file cannot be used; ``line`` (1-based) and ``field`` say where."""
+
+    code = "DATA"
+
+
+class CheckpointError(MiniMindError):
+    """A checkpoint is missing, damaged, or does not fit the run."""
+
+    code = "CHECKPOINT"
+
+
+class ResumeError(MiniMindError):
+    """A run cannot be continued as asked."""
+
+    code = "RESUME"
+
+
+class DiskFullError(MiniMindError):
+    code = "DISK_FULL"

@@ -1,0 +1,45 @@
+"""Loss on held-out documents, in nats per token and bits per byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minimind.data.packing import IGNORE, Rows
+from minimind.distributed import World
+from minimind.tokenizer import Tokenizer
+
+#: evaluation reads at most this many held-out tokens, the same ones each time
+MAX_EVAL_TOKENS = 131_072
+
+
+class HeldOut:
+    """A fixed choice of held-out rows and the number of bytes that their targets stand for."""
+
+    def __init__(self, rows: Rows, tokenizer: Tokenizer, batch_size: int, seed: int):
+        order = np.random.Generator(np.random.PCG64(seed)).permutation(len(rows))
+        enough = int(np.searchsorted(np.cumsum(rows.tokens[order]), MAX_EVAL_TOKENS)) + 1
+        chosen = np.sort(order[:enough])
+        self.batches = [chosen[i:i + batch_size] for i in range(0, len(chosen), batch_size)]
+        self.rows = rows
+        self.targets = int(rows.targets[chosen].sum())
+        table = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)], dtype=np.int64)
+        self.bytes = 0
+        for batch in self.batches:
+            targets = rows.read(batch)[1]
+            self.bytes += int(table[targets[targets != IGNORE]].sum())
+
+    @torch.no_grad()
+    def evaluate(self, nll: Callable[[Rows, np.ndarray], Tensor], world: World) -> dict:
+        """``nll(rows, batch)``: summed cross entropy of a batch in nats. Ranks take batches in turn."""
+        total = torch.zeros((), dtype=torch.float64, device=world.device)
+        for batch in self.batches[world.rank::world.size]:
+            total += nll(self.rows, batch).double()
+        nats = world.sum([total])[0]
+        loss = nats / max(1, self.targets)
+        return {"eval_loss": loss, "perplexity": math.exp(min(loss, 700.0)) if math.isfinite(loss) else loss,
+                "bits_per_byte": nats / math.log(2) / max(1, self.bytes)}

@@ -1,0 +1,178 @@
+"""Model shapes: the numbers that define a decoder, and the named sizes we train.
+
+Parameter counts are computed, not quoted (``ModelConfig.num_parameters``), so they can be shown
+before a model exists and tested against the built one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+
+from minimind.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of one Qwen3-like decoder (Qwen3 technical report, arXiv:2505.09388)."""
+
+    vocab_size: int = 6400
+    hidden_size: int = 768
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 4
+    head_dim: int = 96
+    intermediate_size: int = 2432
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1e6
+    max_position_embeddings: int = 32768
+    qk_norm: bool = True
+    tie_word_embeddings: bool = True
+
+    def num_parameters(self) -> int:
+        """Trainable parameters, tied embeddings counted once."""
+        d, hd = self.hidden_size, self.head_dim
+        attention = d * hd * (2 * self.num_attention_heads + 2 * self.num_key_value_heads)
+        norms = 2 * d + (2 * hd if self.qk_norm else 0)
+        layer = attention + 3 * d * self.intermediate_size + norms
+        embeddings = self.vocab_size * d * (1 if self.tie_word_embeddings else 2)
+        return embeddings + self.num_hidden_layers * layer + d
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """Training FLOPs (forward + backward) per token: ``6 N + 6 L h c`` with mean causal context c.
+
+        N counts every matrix a token passes through, the output head included once
+        (Kaplan et al., arXiv:2001.08361, appendix; attention term as in PaLM, arXiv:2204.02311).
+        """
+        attention_width = self.num_attention_heads * self.head_dim
+        return 6 * self.num_parameters() + 6 * self.num_hidden_layers * attention_width * seq_len
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> ModelConfig:
+        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        return cls(**known)
+
+
+def intermediate_size_for(hidden_size: int) -> int:
+    """MiniMind's rule for the SwiGLU width: pi times the hidden size, rounded up to 64."""
+    return math.ceil(hidden_size * math.pi / 64) * 64
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named model with the training defaults that suit it."""
+
+    name: str
+    description: str
+    model: ModelConfig
+    max_seq_len: int
+    batch_size: int
+    accumulation_steps: int
+    learning_rate: dict[str, float]  # by stage
+
+
+#: for Muon, as found by benchmarks/starter.py (answers from few steps need the high rate in sft too); AdamW: about half
+TINY_LEARNING_RATE = {"pretrain": 8e-3, "sft": 8e-3}
+SMALL_LEARNING_RATE = {"pretrain": 4e-3, "sft": 2e-3}
+LARGE_LEARNING_RATE = {"pretrain": 5e-4, "sft": 5e-5}
+
+PRESETS: dict[str, Preset] = {
+    p.name: p
+    for p in (
+        Preset(
+            "tiny-cpu",
+            "About one million parameters: learns the starter world on two CPU cores in minutes.",
+            # three layers learn the starter world in fewer tokens than four, and run a quarter faster
+            ModelConfig(vocab_size=2048, hidden_size=128, num_hidden_layers=3, num_attention_heads=4,
+                        num_key_value_heads=2, head_dim=32, intermediate_size=448),
+            max_seq_len=256, batch_size=4, accumulation_steps=1, learning_rate=TINY_LEARNING_RATE,
+        ),
+        Preset(
+            "small-cpu",
+            "About five million parameters: for an hour or a night on a laptop.",
+            ModelConfig(vocab_size=2048, hidden_size=256, num_hidden_layers=6, num_attention_heads=8,
+                        num_key_value_heads=4, head_dim=32, intermediate_size=832),
+            max_seq_len=256, batch_size=16, accumulation_steps=1, learning_rate=SMALL_LEARNING_RATE,
+        ),
+        Preset(
+            "minimind-3",
+            "64M parameters, Qwen3-shaped: about two hours on one ordinary GPU.",
+            ModelConfig(),
+            max_seq_len=340, batch_size=32, accumulation_steps=8, learning_rate=LARGE_LEARNING_RATE,
+        ),
+        Preset(
+            "minimind2-small",
+            "26M parameters, the classic MiniMind2 shape without q/k norm.",
+            ModelConfig(hidden_size=512, num_attention_heads=8, num_key_value_heads=2, head_dim=64,
+                        intermediate_size=1408, rms_norm_eps=1e-5, qk_norm=False),
+            max_seq_len=340, batch_size=32, accumulation_steps=8, learning_rate=LARGE_LEARNING_RATE,
+        ),
+        Preset(
+            "minimind2",
+            "104M parameters, 16 layers, the larger MiniMind2.",
+            ModelConfig(num_hidden_layers=16, num_key_value_heads=2, intermediate_size=2048,
+                        rms_norm_eps=1e-5, qk_norm=False),
+            max_seq_len=340, batch_size=16, accumulation_steps=16, learning_rate=LARGE_LEARNING_RATE,
+        ),
+    )
+}
+
+#: fields of a run's configuration that change the shape of the model
+MODEL_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+                "intermediate_size", "rope_theta")
+
+
+def model_config(preset: str, overrides: dict, vocab_size: int | None = None) -> ModelConfig:
+    """The preset's shape with ``overrides`` (``None`` values are ignored) and the tokenizer's vocabulary.
+
+    The vocabulary is the larger of the preset's and the tokenizer's, so that a preset keeps its
+    published parameter count. Raises ``ConfigError`` naming every field that does not fit.
+    """
+    base = PRESETS[preset].model
+    given = {k: v for k, v in overrides.items() if k in MODEL_FIELDS and v is not None}
+    shape = replace(base, **given)
+    if "hidden_size" in given and given["hidden_size"] != base.hidden_size:
+        if "intermediate_size" not in given:
+            shape = replace(shape, intermediate_size=intermediate_size_for(shape.hidden_size))
+    if "num_attention_heads" in given and "num_key_value_heads" not in given:
+        # The preset's number where it still divides the query heads, else the next smaller one that does.
+        shape = replace(shape, num_key_value_heads=next(
+            n for n in range(min(base.num_key_value_heads, shape.num_attention_heads), 0, -1)
+            if shape.num_attention_heads % n == 0))
+    problems: list[dict] = []
+    if "head_dim" not in given and ("hidden_size" in given or "num_attention_heads" in given):
+        if shape.hidden_size % shape.num_attention_heads:
+            problems.append({
+                "field": "hidden_size",
+                "message": f"hidden_size {shape.hidden_size} is not divisible by num_attention_heads "
+                           f"{shape.num_attention_heads}.",
+                "hint": f"Use a multiple such as {_nearest_multiple(shape.hidden_size, 2 * shape.num_attention_heads)}"
+                        ", or set head_dim.",
+            })
+        else:
+            shape = replace(shape, head_dim=shape.hidden_size // shape.num_attention_heads)
+    if shape.num_attention_heads % shape.num_key_value_heads:
+        problems.append({
+            "field": "num_key_value_heads",
+            "message": f"num_attention_heads {shape.num_attention_heads} is not divisible by num_key_value_heads "
+                       f"{shape.num_key_value_heads}.",
+            "hint": "Each key/value head serves an equal group of query heads: choose a divisor.",
+        })
+    if not problems and shape.head_dim % 2:
+        problems.append({
+            "field": "head_dim",
+            "message": f"head_dim {shape.head_dim} is odd; rotary position embedding turns pairs of channels.",
+            "hint": "Choose an even head_dim (hidden_size / num_attention_heads).",
+        })
+    if problems:
+        raise ConfigError(problems)
+    if vocab_size is not None:
+        shape = replace(shape, vocab_size=max(base.vocab_size, vocab_size))
+    return shape
+
+
+def _nearest_multiple(value: int, of: int) -> int:
+    return max(of, round(value / of) * of)

@@ -1,0 +1,166 @@
+"""What every ``auto`` became, frozen before step 1, and what a later attempt may differ in.
+
+``resolved.json`` lies in the run directory; an attempt that was allowed to change something writes its own into
+``attempts/{n}/``. Everything here is plain data, so that rank 0 can send it to the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+
+from minimind.config import HARMLESS_KEYS, TrainConfig
+from minimind.errors import ConfigError, ResumeError
+from minimind.presets import ModelConfig, Preset
+from minimind.run_dir import AttemptDir, RunDir, read_json, write_json
+
+RESOLVED_VERSION = 1
+#: what must not change silently between attempts, with the words of the refusal
+GUARDED = {
+    "world_size": "the number of ranks", "data_fingerprint": "the training data", "device": "the kind of device",
+    "dtype": "the arithmetic (dtype)", "attention": "the attention kernel", "use_compile": "torch.compile",
+    "rows": "the number of training rows", "base": "the base checkpoint",
+}
+#: options that set the number of steps
+BUDGET_KEYS = ("epochs", "max_steps", "max_minutes", "batch_size", "accumulation_steps", "max_seq_len")
+#: never acceptable: the weights would mean something else
+FIXED = {"tokenizer_fingerprint": "the tokenizer", "model": "the shape of the model"}
+
+
+def semantic_config(config: TrainConfig) -> dict:
+    """The options that decide what is learnt."""
+    return {k: v for k, v in config.model_dump(mode="json").items() if k not in HARMLESS_KEYS}
+
+
+def fingerprint(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def budget_steps(config: TrainConfig, steps_per_epoch: int, s_per_step: float | None) -> int | None:
+    """Optimizer steps of the run; ``None`` while ``--max_minutes`` waits for a measured step."""
+    limits = []
+    if config.max_steps is not None:
+        limits.append(config.max_steps)
+    if config.max_minutes is not None:
+        if s_per_step is None:
+            return None
+        limits.append(max(1, int(config.max_minutes * 60 / s_per_step)))
+    return min(limits) if limits else steps_per_epoch * config.epochs
+
+
+def share_rows(rows_per_step: int, batch_size: int, accumulation_steps: int, world_size: int) -> tuple[int, int]:
+    """``(batch_size, accumulation_steps)`` with which ``world_size`` ranks make steps of ``rows_per_step`` rows.
+
+    Accumulation is changed first, then the batch size. Raises ``ResumeError`` where neither divides.
+    """
+    if rows_per_step % (batch_size * world_size) == 0:
+        return batch_size, rows_per_step // (batch_size * world_size)
+    if rows_per_step % (accumulation_steps * world_size) == 0:
+        return rows_per_step // (accumulation_steps * world_size), accumulation_steps
+    if rows_per_step % world_size == 0:
+        return rows_per_step // world_size, 1
+    raise ResumeError(f"{rows_per_step} rows per optimizer step cannot be shared by {world_size} ranks.",
+                      hint="Continue with a number of ranks that divides it.")
+
+
+def intervals(config: TrainConfig, total_steps: int) -> dict:
+    """Steps between evaluations, samples and saves. 0 is never; ``save_interval`` None saves by the clock."""
+    tenth = max(1, math.ceil(total_steps / 10))
+    return {"save_interval": config.save_interval,
+            "eval_interval": tenth if config.eval_interval is None else config.eval_interval,
+            "sample_interval": tenth if config.sample_interval is None else config.sample_interval}
+
+
+def resolve(config: TrainConfig, *, preset: Preset, model: dict, world_size: int, device: str, dtype: str,
+            attention: tuple[str, str], threads: int, rows: int, data_fingerprint: str, tokenizer_fingerprint: str,
+            base_weights: str | None, old: dict | None, allow_changes: bool) -> dict:
+    """Everything that is decided now, except ``total_steps`` where it waits for a measured step.
+
+    ``old``: what the run has used so far. Rows per optimizer step never change with the number of ranks, threads
+    of a rank stay what they were (sums are rounded by them), the number of steps stays unless options changed it.
+    """
+    batch_size = config.batch_size or preset.batch_size
+    accumulation = config.accumulation_steps or preset.accumulation_steps
+    semantic = semantic_config(config)
+    same_world = old is not None and old["world_size"] == world_size
+    if old is not None and old["config"] == semantic and not same_world and allow_changes:
+        batch_size, accumulation = share_rows(old["rows_per_step"], old["batch_size"], old["accumulation_steps"],
+                                              world_size)
+    elif old is not None and old["config"] == semantic:
+        batch_size, accumulation = old["batch_size"], old["accumulation_steps"]
+    rows_per_step = batch_size * accumulation * world_size
+    steps_per_epoch = -(-rows // rows_per_step)
+    budget_kept = old is not None and all(old["config"].get(k) == semantic[k] for k in BUDGET_KEYS) and (
+        old["data_fingerprint"] == data_fingerprint or config.max_minutes is not None or config.max_steps is not None)
+    total = old["total_steps"] if old is not None and budget_kept else budget_steps(config, steps_per_epoch, None)
+    return {
+        "version": RESOLVED_VERSION, "stage": config.stage_name, "config": semantic, "preset": preset.name,
+        "model": model, "parameters": ModelConfig.from_dict(model).num_parameters(),
+        "max_seq_len": config.max_seq_len or preset.max_seq_len, "batch_size": batch_size,
+        "accumulation_steps": accumulation, "rows_per_step": rows_per_step, "rows": rows,
+        "steps_per_epoch": steps_per_epoch, "total_steps": total,
+        "learning_rate": config.learning_rate or preset.learning_rate[config.stage_name],
+        "dtype": dtype, "attention": attention[0], "attention_reason": attention[1],
+        "use_compile": config.use_compile, "device": device, "world_size": world_size,
+        "threads_per_rank": old["threads_per_rank"] if old is not None and same_world else threads,
+        "data_fingerprint": data_fingerprint, "tokenizer_fingerprint": tokenizer_fingerprint, "base": base_weights,
+    }
+
+
+def previous(run_dir: RunDir, attempt: int) -> dict | None:
+    """What the newest attempt before ``attempt`` ran with, or ``None`` for the first."""
+    for earlier in reversed(run_dir.attempts()):
+        if earlier.number < attempt and (found := _read(earlier.resolved)) is not None:
+            return found
+    return _read(run_dir.resolved)
+
+
+def _read(path: object) -> dict | None:
+    value = read_json(path)  # type: ignore[arg-type]
+    return value if isinstance(value, dict) and value.get("version") == RESOLVED_VERSION else None
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """Sentences' middles: what is not as it was, options first."""
+    found = []
+    before, now = old.get("config", {}), new.get("config", {})
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            found.append(f"{key} was {before.get(key)} and is {now.get(key)} now")
+    for key, words in GUARDED.items():
+        if old.get(key) != new.get(key):
+            if key == "rows" and old.get("data_fingerprint") != new.get("data_fingerprint"):
+                continue  # follows from the data
+            found.append(f"{words} changed" if key in ("data_fingerprint", "base") else
+                         f"{words} was {old.get(key)} and is {new.get(key)} now")
+    return found
+
+
+def check_same(old: dict, new: dict, *, allow_changes: bool) -> list[str]:
+    """The differences, once they are allowed. Raises ``ResumeError`` where they are not."""
+    for key, words in FIXED.items():
+        if old.get(key) != new.get(key):
+            raise ResumeError(f"This run cannot be continued: {words} is not the one it was started with.",
+                              hint="Start a new run, with this one's checkpoint as --from_weight if the shape fits.")
+    found = differences(old, new)
+    if found and not allow_changes:
+        raise ResumeError(f"This run cannot be continued as it was: {'; '.join(found)}.",
+                          hint="Add --allow_changes (resume with allow_changes) to accept this; the result will no "
+                               "longer be the one of an uninterrupted run.")
+    return found
+
+
+def freeze(run_dir: RunDir, attempt: AttemptDir, resolved: dict, changed: bool) -> None:
+    """Write ``resolved`` where it belongs: once into the run, and into the attempt where it differs."""
+    if _read(run_dir.resolved) is None:
+        write_json(run_dir.resolved, resolved)
+    elif changed:
+        write_json(attempt.resolved, resolved)
+
+
+def check_positions(max_seq_len: int, max_positions: int) -> None:
+    if max_seq_len > max_positions:
+        raise ConfigError([{"field": "max_seq_len", "message": f"max_seq_len {max_seq_len} is longer than the model's "
+                                                               f"{max_positions} positions.",
+                            "hint": f"Choose at most {max_positions}."}])

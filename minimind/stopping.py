@@ -1,0 +1,81 @@
+"""How a training is asked to stop: the control file, or a signal. Both are wishes, granted at a safe place."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+from minimind.control import ControlReader, Wish
+
+#: what a wish looks like in a sum over all ranks, in which only rank 0 speaks
+CODES = {("none", False): 0, ("pause", True): 1, ("stop", False): 2, ("stop", True): 3}
+WISHES = {code: Wish(command, save) for (command, save), code in CODES.items()}
+
+
+class StopRequested(Exception):
+    """Raised between units of work before step 1."""
+
+    def __init__(self, wish: Wish):
+        super().__init__(wish.command)
+        self.wish = wish
+
+
+class SignalFlag:
+    """SIGTERM or SIGINT set a flag, which means "pause"; a second SIGINT ends the process at once."""
+
+    def __init__(self) -> None:
+        self.raised = False
+
+    def install(self) -> SignalFlag:
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        return self
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.raised and number == signal.SIGINT:
+            os.write(sys.stderr.fileno(), b"\nEnded at once, without a checkpoint.\n")
+            os._exit(130)
+        self.raised = True
+        if number == signal.SIGINT:
+            os.write(sys.stderr.fileno(), b"\nFinishing this step, then saving. Ctrl-C again ends at once.\n")
+
+
+class Stopper:
+    """The wishes of one rank: rank 0 has the control file, every rank its signals."""
+
+    def __init__(self, flag: SignalFlag, control: ControlReader | None):
+        self.flag = flag
+        self._control = control
+        self._told = self._done = 0  # ids of the wish that `code` told last, and of the last one that was answered
+
+    def wish(self) -> Wish:
+        """The control file's wish, unless it was answered already."""
+        wish = self._control.read() if self._control else Wish()
+        return wish if wish.id > self._done else Wish()
+
+    def code(self) -> int:
+        wish = self.wish()
+        self._told = max(self._told, wish.id)
+        return CODES[(wish.command, wish.command == "pause" or (wish.command == "stop" and wish.save))]
+
+    def check(self) -> None:
+        """Raises ``StopRequested`` where somebody wants the work to end. For the time before step 1."""
+        wish = self.wish()
+        if wish.command != "none":
+            raise StopRequested(wish)
+        if self.flag.raised:
+            raise StopRequested(Wish("pause", True))
+
+    def answered(self) -> None:
+        """The wish that was told could not be granted (a failed save): training goes on until there is a new one,
+        which may have come while the save was tried."""
+        self._done = self._told
+        self.flag.raised = False
+
+
+def agreed(code_sum: float, signals: float) -> Wish:
+    """The wish of all ranks from the sums of ``Stopper.code`` (rank 0 alone) and of raised flags."""
+    wish = WISHES[int(code_sum)]
+    return Wish("pause", True) if wish.command == "none" and signals > 0 else wish
