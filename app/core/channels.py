@@ -1,0 +1,173 @@
+"""What is said through the Redis-protocol server, and how: hints only, never truth.
+
+Everything here may be lost, late or doubled without harm: the database knows, and every listener also polls.
+So nothing here ever blocks or raises: messages are handed to one background thread of this process, which
+tries for at most a second and otherwise forgets them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from app.core.logging import get_logger
+from app.core.settings import Settings, get_settings
+
+log = get_logger(__name__)
+
+SEND_LIMIT_S = 1.0
+#: after a failure nothing is tried for this long: a broker that is away must not cost a second per message
+QUIET_AFTER_FAILURE_S = 1.0
+_MAX_PENDING = 10_000
+
+
+def live_channel() -> str:
+    """Every committed event of every topic: JSON ``{"topic", "seq"}``, ``seq`` the newest of that topic."""
+    return f"{get_settings().redis_prefix}:live"
+
+
+def runner_channel(run_id: str) -> str:
+    """Wakes the runner of ``run_id``: its row holds a new wish."""
+    return f"{get_settings().redis_prefix}:runner:{run_id}"
+
+
+def notify(topic: str, seq: int) -> None:
+    """Tell live listeners that ``topic`` has events up to ``seq``. Call after the commit."""
+    channel = live_channel()
+    message = json.dumps({"topic": topic, "seq": seq})
+    background.post(("live", topic), lambda: _publish(channel, message))
+
+
+def wake_runner(run_id: str) -> None:
+    """Tell the runner of ``run_id`` to look at its row now. Call after the commit."""
+    channel = runner_channel(run_id)
+    background.post(("runner", run_id), lambda: _publish(channel, "wish"))
+
+
+class Background:
+    """One daemon thread that sends what it is given; of several with one key only the last is sent."""
+
+    def __init__(self) -> None:
+        self._pending: dict[Any, Callable[[], Any]] = {}
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._sending = False
+
+    def post(self, key: Any, send: Callable[[], Any]) -> None:
+        with self._changed:
+            if len(self._pending) < _MAX_PENDING:
+                self._pending[key] = send
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="bells", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def flush(self, timeout_s: float = SEND_LIMIT_S) -> bool:
+        """Wait until everything was tried (a process that is about to end); False if that took too long."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._pending and not self._sending, timeout_s)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._pending))
+                batch = list(self._pending.values())
+                self._pending.clear()
+                self._sending = True
+            failed = False
+            for send in batch:
+                try:
+                    send()
+                except Exception as error:  # whatever the client library raises: a bell must never matter
+                    log.warning("bell_not_rung", error=f"{type(error).__name__}: {error}")
+                    failed = True
+                    break  # the rest would fail the same way; their listeners poll
+            with self._changed:
+                self._sending = False
+                self._changed.notify_all()
+            if failed:
+                time.sleep(QUIET_AFTER_FAILURE_S)
+
+
+background = Background()
+_client: Any = None
+
+
+def client(**options: Any) -> Any:
+    """A new redis-py client of the configured server; never waits longer than ``SEND_LIMIT_S`` by default."""
+    import redis
+
+    limits = {"socket_timeout": SEND_LIMIT_S, "socket_connect_timeout": SEND_LIMIT_S}
+    return redis.Redis.from_url(get_settings().broker_url, **{**limits, **options})
+
+
+def _publish(channel: str, message: str) -> None:
+    global _client
+    if _client is None:
+        _client = client()
+    _client.publish(channel, message)
+
+
+# -- the bell of the workers --------------------------------------------------------------------------------------
+
+WAKE_TASK = "worker.wake"
+
+
+def celery_config(settings: Settings) -> dict[str, Any]:
+    """Celery as a bell: acknowledged early, no results, JSON only, nothing hoarded, short waits."""
+    return {
+        "broker_url": settings.celery_broker_url,
+        "result_backend": None,
+        "task_ignore_result": True,
+        "task_acks_late": False,
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "task_default_queue": "wake",
+        "worker_prefetch_multiplier": 1,
+        "worker_disable_prefetch": True,
+        "worker_max_tasks_per_child": 1,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_send_task_events": False,
+        "worker_hijack_root_logger": False,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "broker_connection_timeout": 3,
+        "broker_transport_options": {"global_keyprefix": f"{settings.redis_prefix}:celery:",
+                                     "socket_connect_timeout": SEND_LIMIT_S, "socket_timeout": 30},
+    }
+
+
+def ring(kind: str = "run") -> None:
+    """Wake the workers: there may be work of ``kind`` (``run`` or ``job``). Call after the commit.
+
+    Returns at once; a broker that is away costs nothing but the poll interval of the workers.
+    """
+    background.post(("ring", kind), lambda: _bell().send_task(WAKE_TASK, args=[kind], retry=False))
+
+
+@functools.cache
+def _bell() -> Any:
+    from celery import Celery
+
+    config = celery_config(get_settings())
+    config["broker_connection_timeout"] = SEND_LIMIT_S
+    config["broker_transport_options"]["socket_timeout"] = SEND_LIMIT_S
+    app = Celery("studio-bell", set_as_current=False)
+    app.conf.update(config)
+    return app
+
+
+def _after_fork() -> None:
+    """A thread does not survive a fork and a socket must not be shared by two processes."""
+    global background, _client
+    background = Background()
+    _client = None
+    _bell.cache_clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,192 @@
+"""The queue is the database: ``state = 'queued'``. A bell only says "look"; a claim is one guarded UPDATE.
+
+Leases live 60 s and are renewed every 10 s by whoever holds them. Capacity is counted from ``device_lease``
+rows, never from busy Celery slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import or_, select, update
+
+from app.core.channels import celery_config, ring
+from app.core.db import Session, now
+from app.core.devices import choose
+from app.core.models import LEASED_STATES, Attempt, Dataset, DeviceLease, Host, Job, Run, TokenizerRow, new_id
+from app.core.states import move, ring_after_commit
+
+LEASE_S = 60.0
+RENEW_EVERY_S = 10.0
+
+
+# -- claims -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A run that is ours to start: devices are taken, the lease runs."""
+
+    run_id: str
+    attempt: int
+    devices: tuple[str, ...]
+
+
+def claim_run(session: Session, host_id: str) -> Claim | None:
+    """Take the best queued run that fits the free devices of ``host_id``, or None.
+
+    Best: highest priority, then longest in the queue. The host's row is locked first, so that two claimers of
+    one host never count the same device; of two hosts one's UPDATE finds the row changed and goes on to the next.
+    """
+    host = session.get(Host, host_id, with_for_update=True, populate_existing=True)
+    if host is None or host.draining:
+        return None
+    at = now(session)
+    taken = set(session.scalars(select(DeviceLease.device).where(DeviceLease.host_id == host_id)))
+    waiting = session.scalars(
+        select(Run).where(Run.state == "queued", Run.desired == "run",
+                          or_(Run.not_before.is_(None), Run.not_before <= at))
+        .order_by(Run.priority.desc(), Run.queued_at, Run.id).limit(200)).all()
+    for run in waiting:
+        devices = choose(run.devices, cpu_slots=host.cpu_slots, gpus=[d["id"] for d in host.devices], taken=taken)
+        if devices is not None and _take(session, run, host, devices, at):
+            return Claim(run.id, run.attempt, devices)
+    return None
+
+
+def _take(session: Session, run: Run, host: Host, devices: tuple[str, ...], at: float) -> bool:
+    number = run.attempt + 1
+    won = move(session, run, "starting", values={
+        "attempt": number, "lease_owner": f"{number}-{new_id()}", "lease_host": host.id,
+        "lease_expires_at": at + LEASE_S, "started_at": run.started_at or at, "not_before": None,
+        # what the last attempt was doing says nothing of this one
+        "progress": {k: v for k, v in run.progress.items() if not k.startswith("phase")}
+        | {"phase": None, "eta_s": None, "tokens_per_s": None}},
+        data={"host": host.id, "devices": list(devices)})
+    if won:
+        session.add(Attempt(run_id=run.id, number=number, state="open", host_id=host.id, boot_id=host.boot_id,
+                            started_at=at, events_offset=0))
+        session.flush()
+        session.add_all(DeviceLease(host_id=host.id, device=d, run_id=run.id, attempt=number) for d in devices)
+        session.flush()
+    return won
+
+
+def renew_lease(session: Session, run_id: str, attempt: int) -> bool:
+    """Hold the run for another ``LEASE_S``; False where it is not held with this attempt any more."""
+    return session.execute(
+        update(Run).where(Run.id == run_id, Run.attempt == attempt, Run.state.in_(LEASED_STATES))
+        .values(lease_expires_at=now(session) + LEASE_S),
+        execution_options={"synchronize_session": False}).rowcount == 1
+
+
+def take_back(session: Session, run: Run, attempt: int) -> bool:
+    """A holder that had lost contact is back before the fence: its run goes on as if nothing had happened.
+
+    Only where the attempt is still this one and not closed; the next state follows from ``desired``.
+    """
+    lost = session.get(Attempt, (run.id, attempt), with_for_update=True, populate_existing=True)
+    if run.state != "recovering" or run.attempt != attempt or lost is None or lost.state != "lost":
+        return False
+    to = {"run": "running", "pause": "pausing", "cancel": "cancelling"}[run.desired]
+    back = move(session, run, to, attempt=attempt, reason="user" if to == "pausing" else None,
+                data={"message": "The runner is back."},
+                values={"lease_owner": f"{attempt}-{new_id()}", "lease_host": lost.host_id,
+                        "lease_expires_at": now(session) + LEASE_S})
+    if back:
+        lost.state = "open"
+        session.flush()
+    return back
+
+
+# -- jobs ---------------------------------------------------------------------------------------------------------
+
+#: a job that was lost (its process died) is done once more
+MAX_JOB_ATTEMPTS = 2
+
+
+def enqueue_job(session: Session, kind: str, payload: dict, *, user_id: str) -> Job:
+    """Add a job; a worker takes it up as soon as this commits."""
+    job = Job(id=new_id(), kind=kind, state="queued", payload=payload, user_id=user_id, created_at=now(session),
+              attempt=0, cancel_wanted=False, progress={})
+    session.add(job)
+    session.flush()
+    ring_after_commit(session, "job")
+    return job
+
+
+def claim_job(session: Session, host_id: str) -> tuple[str, int] | None:
+    """Take the oldest queued job if this host does none yet; returns (id, attempt)."""
+    host = session.get(Host, host_id, with_for_update=True, populate_existing=True)
+    if host is None or host.draining:
+        return None
+    if session.scalar(select(Job.id).where(Job.state == "running", Job.lease_host == host_id).limit(1)):
+        return None
+    at = now(session)
+    for job in session.scalars(select(Job).where(Job.state == "queued").order_by(Job.created_at, Job.id).limit(20)):
+        taken = session.execute(
+            update(Job).where(Job.id == job.id, Job.state == "queued", Job.attempt == job.attempt)
+            .values(state="running", attempt=job.attempt + 1, lease_owner=f"job-{new_id()}", lease_host=host_id,
+                    lease_expires_at=at + LEASE_S, started_at=at, error=None),
+            execution_options={"synchronize_session": False}).rowcount
+        if taken == 1:
+            return job.id, job.attempt + 1
+    return None
+
+
+def renew_job(session: Session, job_id: str, attempt: int) -> bool:
+    return session.execute(
+        update(Job).where(Job.id == job_id, Job.attempt == attempt, Job.state == "running")
+        .values(lease_expires_at=now(session) + LEASE_S),
+        execution_options={"synchronize_session": False}).rowcount == 1
+
+
+def request_cancel_job(session: Session, job: Job) -> Job:
+    """A queued job ends at once, a running one at its next look; one that has ended stays as it is."""
+    session.refresh(job, with_for_update=True)
+    if job.state in ("queued", "running"):
+        job.cancel_wanted = True
+    if job.state == "queued":
+        end_job(session, job, "cancelled", error={"message": "Cancelled before it began.", "hint": None})
+    session.flush()
+    return job
+
+
+def lose_job(session: Session, job: Job, *, on_purpose: bool = False) -> None:
+    """The process of ``job`` is gone: do it once more, then give it up. ``on_purpose``: we ended it ourselves
+    (a shutdown), which does not count."""
+    if on_purpose:
+        job.payload = {**job.payload, "shutdowns": job.payload.get("shutdowns", 0) + 1}
+    if job.cancel_wanted:
+        end_job(session, job, "cancelled", error={"message": "Cancelled.", "hint": None})
+    elif job.attempt - job.payload.get("shutdowns", 0) >= MAX_JOB_ATTEMPTS:
+        end_job(session, job, "failed", error={
+            "message": "Its process was killed twice before it was done; perhaps the machine ran out of memory.",
+            "hint": "Look into logs/jobs.log in the data directory, and try again."})
+    else:
+        job.state, job.lease_owner, job.lease_host, job.lease_expires_at = "queued", None, None, None
+        session.flush()
+        ring_after_commit(session, "job")
+
+
+def end_job(session: Session, job: Job, state: str, *, error: dict | None = None, result: dict | None = None) -> None:
+    """End ``job``; what it was making (a dataset, a tokenizer) ends with it, and its upload is removed."""
+    job.state, job.error, job.result, job.ended_at = state, error, result, now(session)
+    job.lease_owner = job.lease_host = job.lease_expires_at = None
+    if state != "completed":
+        for key, kind in (("dataset_id", Dataset), ("tokenizer_id", TokenizerRow)):
+            made = session.get(kind, job.payload[key]) if job.kind in MAKES[key] else None
+            if made is not None and made.state != "ready":
+                made.state, made.error = "failed", error
+    upload = job.payload.get("upload_path")
+    if upload:
+        session.after_commit(lambda: Path(upload).unlink(missing_ok=True), key=("unlink", upload))
+    session.flush()
+
+
+#: the key of a job's payload that names what the job makes -> the kinds of jobs that make it
+MAKES = {"dataset_id": ("dataset_import",), "tokenizer_id": ("tokenizer_train",)}
+
+__all__ = ["Claim", "celery_config", "claim_job", "claim_run", "end_job", "enqueue_job", "lose_job",
+           "renew_job", "renew_lease", "request_cancel_job", "ring", "ring_after_commit", "take_back"]
