@@ -1,0 +1,85 @@
+"""Starting things: a runner, detached; and a run's ranks, which die with their runner.
+
+``python -m worker.launcher ARGS`` is torchrun that ends with its parent: one rank is started without it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from app.core.queue import Claim
+from app.core.settings import Settings, get_settings
+from worker.processes import ATTEMPT_VARIABLE, marker, remember
+
+ROOT = Path(__file__).resolve().parent.parent
+#: what a training process has no business to know
+SECRETS = ("STUDIO_DATABASE_URL", "STUDIO_REDIS_URL", "STUDIO_LOGIN_TOKEN", "STUDIO_LISTEN_FD", "STUDIO_DRAIN",
+           "STUDIO_WORKER_PID")
+#: what belongs to the process that starts a runner, not to the runner
+NOT_A_RUNNERS = ("MINIMIND_DIE_WITH_PARENT", "STUDIO_LOGIN_TOKEN", "STUDIO_LISTEN_FD", "STUDIO_DRAIN",
+                 "STUDIO_WORKER_PID")
+#: after SIGTERM, or the death of one rank, torchrun waits this long for the others before it kills them
+TORCHRUN_SHUTDOWN_S = 4
+
+
+def start_runner(claim: Claim) -> int:
+    """Start the runner of ``claim`` in a session of its own, so that it outlives whoever starts it; its pid."""
+    log = get_settings().runs_dir / claim.run_id / "attempts" / str(claim.attempt) / "logs" / "runner.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    env = {k: v for k, v in os.environ.items() if k not in NOT_A_RUNNERS}
+    env |= {ATTEMPT_VARIABLE: marker(claim.run_id, claim.attempt), "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1", "STUDIO_DATA_DIR": str(get_settings().data_dir)}
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "worker.runner", claim.run_id, str(claim.attempt)], cwd=ROOT, env=env,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    remember(process)
+    return process.pid
+
+
+def rank_command(stage: str, run_dir: Path, attempt: int, *, world_size: int, allow_changes: bool,
+                 cache_dir: Path) -> list[str]:
+    """The argv that trains: train.py itself for one rank, torchrun around it for several."""
+    train = [str(ROOT / "train.py"), stage, "--out", str(run_dir), "--attempt", str(attempt), "--resume", "auto",
+             "--cache_dir", str(cache_dir)] + (["--allow_changes"] if allow_changes else [])
+    if world_size == 1:
+        return [sys.executable, "-P", *train]
+    return [sys.executable, "-P", "-m", "worker.launcher", "--nnodes", "1", "--nproc-per-node", str(world_size),
+            "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", f"{run_dir.name}-{attempt}",
+            "--local-addr", "127.0.0.1", "--max-restarts", "0", "--monitor-interval", "0.2",
+            "--shutdown-timeout", str(TORCHRUN_SHUTDOWN_S), *train]
+
+
+def rank_environment(settings: Settings, run_id: str, attempt: int, devices: tuple[str, ...],
+                     world_size: int) -> dict[str, str]:
+    """The environment of the ranks that this process will start. CPU ranks share the cores they hold; GPU ranks see
+    only their GPUs."""
+    env = {k: v for k, v in os.environ.items() if k not in SECRETS}
+    env |= {ATTEMPT_VARIABLE: marker(run_id, attempt), "MINIMIND_DIE_WITH_PARENT": str(os.getpid()),
+            "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    if devices and devices[0].startswith("cuda:"):
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(d.removeprefix("cuda:") for d in devices)
+        env.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order in which NVML numbers them too
+    else:
+        env["CUDA_VISIBLE_DEVICES"] = ""
+        env.setdefault("OMP_NUM_THREADS", str(max(1, len(devices) // world_size)))
+        if sys.platform == "linux":
+            env.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one host: nothing leaves it, whatever its name resolves to
+    return env
+
+
+def main(arguments: list[str]) -> None:
+    from minimind.lifeline import VARIABLE, die_as_told
+
+    die_as_told(always=True)
+    os.environ[VARIABLE] = str(os.getpid())  # the ranks' parent is torchrun
+    from torch.distributed.run import main as torchrun
+
+    torchrun(arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

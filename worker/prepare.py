@@ -1,0 +1,108 @@
+"""From a run's row to what its trainer reads: ``run.json``, the attempt's directory, argv and environment."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import select
+
+from app.core.db import Session
+from app.core.devices import world_size
+from app.core.models import TERMINAL_STATES, Checkpoint, Dataset, DeviceLease, Run, TokenizerRow
+from app.core.settings import Settings
+from minimind.config import parse_config, stage_class
+from minimind.errors import CheckpointError, ConfigError, DataError, DiskFullError, MiniMindError
+from minimind.run_dir import RunDir, write_json
+from worker.launcher import rank_command, rank_environment
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Everything needed to start the ranks of one attempt."""
+
+    command: list[str]
+    environment: dict[str, str]
+    world_size: int
+
+
+def prepare(session: Session, run: Run, run_dir: RunDir, settings: Settings) -> Launch:
+    """Write what the trainer of the run's present attempt reads. Raises ``MiniMindError`` where something that
+    the run needs is gone."""
+    devices = tuple(sorted(session.scalars(select(DeviceLease.device).where(DeviceLease.run_id == run.id)),
+                           key=lambda d: int(d.partition(":")[2])))
+    ranks = 1 if run.stage == "tokenizer" else world_size(run.devices)
+    device = "cuda" if devices and devices[0].startswith("cuda:") else "cpu"
+    values = {**run.config, "data_path": _data_path(session, run), "tokenizer": _tokenizer(session, run)}
+    if "device" in stage_class(run.stage).model_fields:  # learning a vocabulary needs none
+        values["device"] = device
+    if run.base_checkpoint_id is not None and run.stage != "tokenizer":
+        values["from_weight"] = _base(session, run)
+    config = parse_config(run.stage, values)
+    run_dir.path.mkdir(parents=True, exist_ok=True)
+    write_json(run_dir.config, {"stage": run.stage, **config.model_dump(mode="json")})
+    run_dir.make_attempt(run.attempt)
+    pin_used_checkpoints(session, run.id, run_dir)
+    return Launch(
+        rank_command(run.stage, run_dir.path, run.attempt, world_size=ranks, allow_changes=run.allow_changes,
+                     cache_dir=settings.cache_dir),
+        rank_environment(settings, run.id, run.attempt, devices, ranks), ranks)
+
+
+def _data_path(session: Session, run: Run) -> str | None:
+    if run.dataset_id is None:
+        return None  # the starter corpus
+    dataset = session.get(Dataset, run.dataset_id)
+    if dataset is None or dataset.state != "ready" or not dataset.path or not Path(dataset.path).exists():
+        name = dataset.name if dataset is not None else run.dataset_id
+        raise DataError(f"The dataset {name!r} of this run is not there any more.", field="dataset_id",
+                        hint="Import it again and start a new run with it.")
+    return dataset.path
+
+
+def _tokenizer(session: Session, run: Run) -> str | None:
+    id = run.tokenizer_id or run.config.get("tokenizer")
+    if id is None:
+        return None  # the base checkpoint's, else one is trained on the run's data
+    row = session.get(TokenizerRow, id)
+    if row is None or row.state != "ready" or not row.path or not Path(row.path).is_dir():
+        raise ConfigError([{"field": "tokenizer", "message": f"There is no ready tokenizer {id!r}.",
+                            "hint": "GET /api/v1/tokenizers lists them."}])
+    return row.path
+
+
+def _base(session: Session, run: Run) -> str:
+    base = session.get(Checkpoint, run.base_checkpoint_id)
+    if base is None or base.state != "ready" or not Path(base.path, "manifest.json").exists():
+        raise CheckpointError(f"The base checkpoint {run.base_checkpoint_id!r} of this run is not there any more.",
+                              field="base_checkpoint_id", hint="Choose another one and start a new run from it.")
+    return base.path
+
+
+def disk_error(error: OSError, place: Path) -> MiniMindError:
+    """What a user should hear of a file that could not be read or written under ``place``."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError(f"The disk of {place} is full.",
+                             hint="Free some space and try again; nothing half-made was left behind.")
+    return MiniMindError(f"A file under {place} could not be read or written: {error.strerror}.",
+                         hint="Check the data directory's permissions and disk, and try again.")
+
+
+#: what stands in our pins; a pin with another content is somebody else's
+_PIN = "Another run starts from this checkpoint.\n"
+
+
+def pin_used_checkpoints(session: Session, run_id: str, run_dir: RunDir) -> None:
+    """Protect the checkpoints of ``run_id`` that queued or live runs start from: the trainer's retention spares
+    one that has a file ``NAME.pin`` beside it."""
+    used = {Path(path) for path in session.scalars(
+        select(Checkpoint.path).where(Checkpoint.run_id == run_id, Checkpoint.id.in_(
+            select(Run.base_checkpoint_id).where(Run.state.not_in(TERMINAL_STATES),
+                                                 Run.base_checkpoint_id.is_not(None)))))}
+    wanted = {path.with_name(f"{path.name}.pin") for path in used if path.exists()}
+    present = {p for p in run_dir.checkpoints.glob("*.pin") if p.read_text() == _PIN}
+    for pin in wanted - present:
+        pin.write_text(_PIN)
+    for pin in present - wanted:
+        pin.unlink(missing_ok=True)

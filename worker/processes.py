@@ -1,0 +1,127 @@
+"""Finding and ending processes safely.
+
+A pid says nothing by itself: it is used again. A process is known by pid, start time and the boot it lives in;
+all processes of one attempt also carry ``STUDIO_ATTEMPT=run/attempt`` in their environment, which children
+inherit and no ``setsid`` or double fork takes away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+ATTEMPT_VARIABLE = "STUDIO_ATTEMPT"
+#: start times are computed from the boot time, which moves a little when the clock is set
+START_TOLERANCE_S = 3.0
+
+
+def boot_id() -> str:
+    """Names the present boot of this machine: processes recorded under another one are gone."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"boot-{int(psutil.boot_time())}"
+
+
+def start_time(pid: int | None = None) -> float:
+    """Unix seconds at which the process (default: this one) started."""
+    return psutil.Process(pid).create_time()
+
+
+def is_alive(pid: int | None, started: float | None) -> bool:
+    """Whether exactly this process lives; a zombie does not."""
+    if pid is None or started is None:
+        return False
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) <= START_TOLERANCE_S and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def marker(run_id: str, attempt: int) -> str:
+    return f"{run_id}/{attempt}"
+
+
+def marked(mark: str, *, variable: str = ATTEMPT_VARIABLE, spare: Iterable[int] = ()) -> list[int]:
+    """Pids of the living processes with this mark, those in ``spare`` left out."""
+    wanted = f"{variable}={mark}"
+    spared = set(spare)
+    return [pid for pid in psutil.pids() if pid not in spared and wanted in _environment(pid)]
+
+
+def all_marked(variable: str = ATTEMPT_VARIABLE) -> dict[int, str]:
+    """pid -> mark of every living process that carries one."""
+    found = {}
+    for pid in psutil.pids():
+        for entry in _environment(pid):
+            if entry.startswith(variable + "="):
+                found[pid] = entry.partition("=")[2]
+    return found
+
+
+def _environment(pid: int) -> list[str]:
+    """``NAME=value`` entries; empty for zombies, the dead and other users' processes."""
+    if sys.platform == "linux":
+        try:
+            return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            return []
+    try:
+        return [f"{k}={v}" for k, v in psutil.Process(pid).environ().items()]
+    except (psutil.Error, OSError):
+        return []
+
+
+def send(pids: Iterable[int], number: int) -> None:
+    """Signal each; one that has just ended is fine."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+def kill_marked(mark: str, *, variable: str = ATTEMPT_VARIABLE, spare: Iterable[int] = (),
+                timeout_s: float = 5.0) -> bool:
+    """SIGKILL everything with this mark until nothing is left; False where something could not be ended."""
+    spared = set(spare)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left = marked(mark, variable=variable, spare=spared)
+        if not left:
+            # between fork and exec a process shows its parent's environment, during exec none: look twice
+            time.sleep(0.02)
+            if not marked(mark, variable=variable, spare=spared):
+                return True
+            continue
+        send(left, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+        reap()
+
+
+def children_of(pid: int) -> list[int]:
+    try:
+        return [child.pid for child in psutil.Process(pid).children()]
+    except psutil.NoSuchProcess:
+        return []
+
+
+_started: list = []
+
+
+def remember(process: object) -> None:
+    """Keep a detached child that this process started, so that ``reap`` can collect it when it ends."""
+    _started.append(process)
+
+
+def reap() -> None:
+    """Collect ended children, so that none stays behind as a zombie."""
+    _started[:] = [p for p in _started if p.poll() is None]
