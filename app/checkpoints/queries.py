@@ -1,0 +1,25 @@
+"""What is read of checkpoints."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+
+from app.core.db import Session
+from app.core.models import Checkpoint
+from app.core.rest import Paging, newest_first
+
+
+def of_run(session: Session, run_id: str) -> list[Checkpoint]:
+    """The run's usable checkpoints, oldest step first."""
+    return list(session.scalars(select(Checkpoint).where(Checkpoint.run_id == run_id, Checkpoint.state == "ready")
+                                .order_by(Checkpoint.step, Checkpoint.attempt)))
+
+
+def list_checkpoints(session: Session, paging: Paging, *, run_id: str | None = None,
+                     stage: str | None = None) -> tuple[list[Checkpoint], str | None]:
+    query = select(Checkpoint).where(Checkpoint.state == "ready")
+    if run_id is not None:
+        query = query.where(Checkpoint.run_id == run_id)
+    if stage is not None:
+        query = query.where(Checkpoint.stage == stage)
+    return newest_first(session, query, Checkpoint, paging)

@@ -1,0 +1,32 @@
+"""Checkpoints as the API shows them."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from app.core.models import Checkpoint
+from app.core.rest import rfc3339
+from minimind.events import finite
+
+
+class CheckpointOut(BaseModel):
+    """A saved state of a run; ``path`` is its directory on the machine that trains."""
+
+    id: str
+    run_id: str
+    stage: str
+    attempt: int
+    step: int
+    tokens: int
+    bytes: int
+    loss: float | None
+    eval_loss: float | None
+    path: str
+    tokenizer_fingerprint: str | None
+    created_at: str
+
+    @classmethod
+    def of(cls, row: Checkpoint) -> CheckpointOut:
+        plain = {name: getattr(row, name) for name in (
+            "id", "run_id", "stage", "attempt", "step", "tokens", "bytes", "path", "tokenizer_fingerprint")}
+        return cls(**plain, loss=finite(row.loss), eval_loss=finite(row.eval_loss), created_at=rfc3339(row.created_at))

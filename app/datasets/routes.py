@@ -1,0 +1,142 @@
+"""``/datasets``: text and dialogues to learn from."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from sqlalchemy import select
+from starlette.concurrency import run_in_threadpool
+
+from app.auth.deps import User
+from app.auth.guard import MAX_UPLOAD_BYTES
+from app.core.db import reading, transaction
+from app.core.errors import AppError, Invalid, problems_of
+from app.core.models import Dataset
+from app.core.once import KeyHeader, Once, checked_key, hash_of
+from app.core.rest import Page, PagingQuery, Read, inlined_schema, newest_first
+from app.core.settings import get_settings
+from app.core.upload import is_multipart, receive
+from app.datasets import service
+from app.datasets.schemas import DatasetCreate, DatasetOut, PreviewRow, TokenCount, UploadFields
+
+router = APIRouter(prefix="/datasets", tags=["datasets"])
+MAX_JSON_BYTES = 64 << 10
+_BODY = {"requestBody": {"required": True, "content": {
+    "application/json": {"schema": inlined_schema(DatasetCreate)},
+    "multipart/form-data": {"schema": {
+        "type": "object", "required": ["file"], "properties": {
+            "file": {"type": "string", "format": "binary"}, "name": {"type": "string"},
+            "layout": {"type": "string", "default": "auto"}}}}}}}
+
+
+@router.post("", status_code=201, response_model=DatasetOut, openapi_extra=_BODY)
+async def create_dataset(request: Request, user: User, key: KeyHeader = None) -> Response:
+    """Upload a file (multipart with ``file``), or have the server write a part of the starter corpus (JSON).
+
+    The answer comes at once with state ``importing``; a job then reads every row.
+    """
+    key, route = checked_key(key), "POST /api/v1/datasets"
+    if is_multipart(request):
+        return await _receive_file(request, user.user_id, route, key)
+    asked, body = await _json_body(request)
+    once = Once(user.user_id, route, key, hash_of(body))
+    return await run_in_threadpool(once.do, 201, lambda session: DatasetOut.of(
+        service.create_starter(session, user.user_id, asked)))
+
+
+async def _receive_file(request: Request, user_id: str, route: str, key: str | None) -> JSONResponse:
+    upload = await receive(request, get_settings().uploads_dir, fields={"name", "layout"}, files={"file"},
+                           max_file_bytes=MAX_UPLOAD_BYTES)
+    kept = False
+
+    def work(session: Any) -> DatasetOut:
+        nonlocal kept
+        dataset = DatasetOut.of(service.create_upload(session, user_id, fields, file))
+        kept = True
+        return dataset
+
+    try:
+        fields = _valid(UploadFields, upload.fields)
+        file = upload.files.get("file")
+        if file is None:
+            raise Invalid("The part file is missing.", field="file", hint="Send the data as the part named file.")
+        answer = await run_in_threadpool(Once(user_id, route, key, upload.body_hash).do, 201, work)
+    except BaseException:
+        upload.discard()
+        raise
+    if not kept:  # the same request was answered before: its file is there already
+        upload.discard()
+    return answer
+
+
+async def _json_body(request: Request) -> tuple[DatasetCreate, bytes]:
+    if "json" not in request.headers.get("content-type", "").lower():
+        raise AppError(415, "UNSUPPORTED_MEDIA_TYPE", "A dataset is sent as multipart/form-data or as JSON.",
+                       hint='Upload a file as the part file, or send {"source": {"kind": "starter"}}.')
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_JSON_BYTES:
+            raise AppError(413, "TOO_LARGE", "This JSON is too large for a dataset's description.",
+                           hint="Upload data as a file (multipart).")
+    try:
+        values = json.loads(bytes(body))
+    except (ValueError, RecursionError):
+        raise Invalid("The request body is not valid JSON.", field="body", hint="Send a JSON object.") from None
+    source = values.get("source") if isinstance(values, dict) else None
+    kind = source.get("kind") if isinstance(source, dict) else None
+    if kind in ("path", "hub", "modelscope"):
+        raise Invalid(f"Datasets of the kind {kind} are not part of this version.", field="source.kind",
+                      hint="Upload a file, or use the kind starter.")
+    return _valid(DatasetCreate, values), bytes(body)
+
+
+def _valid(model: Any, values: Any) -> Any:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise Invalid.of(problems_of(error)) from None
+
+
+@router.get("")
+def list_datasets(session: Read, paging: PagingQuery) -> Page[DatasetOut]:
+    rows, cursor = newest_first(session, select(Dataset), Dataset, paging)
+    return Page(items=[DatasetOut.of(d) for d in rows], next_cursor=cursor)
+
+
+@router.get("/{id}")
+def get_dataset(id: str, session: Read) -> DatasetOut:
+    return DatasetOut.of(service.get_dataset(session, id))
+
+
+@router.get("/{id}/preview")
+def preview_dataset(id: str, limit: Annotated[int, Query(ge=1, le=100)] = 20,
+                    cursor: Annotated[int, Query(ge=0, le=service.MAX_PREVIEW_ROW)] = 0) -> Page[PreviewRow]:
+    """Rows as they stand in the file."""
+    with reading() as session:
+        dataset = service.get_dataset(session, id)
+    rows, following = service.preview(dataset, cursor, limit)
+    return Page(items=rows, next_cursor=following)
+
+
+@router.get("/{id}/tokens")
+def count_tokens(id: str, tokenizer: Annotated[str, Query(max_length=64)]) -> TokenCount:
+    """How many tokens one pass over the data has with a tokenizer (its id)."""
+    with reading() as session:  # reading a large file must not hold the database
+        dataset, row = service.get_dataset(session, id), service.ready_tokenizer(session, tokenizer)
+    counted = service.count_tokens(dataset, row)
+    if counted.is_exact:
+        service.keep_count(id, counted.tokens)
+    return counted
+
+
+@router.delete("/{id}", status_code=204)
+def delete_dataset(id: str, user: User) -> Response:
+    """Forget a dataset and its files; refused while a run, a pipeline or a job stands on it."""
+    with transaction() as session:
+        service.remove(session, service.get_dataset(session, id))
+    return Response(status_code=204)

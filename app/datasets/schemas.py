@@ -1,0 +1,80 @@
+"""Datasets as the API reads and shows them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from app.core.models import Dataset
+from app.core.rest import Name, RequestBody, rfc3339
+from minimind.data import starter
+from minimind.data.layouts import LAYOUTS
+
+Layout = Literal[("auto", *LAYOUTS)]
+
+
+class StarterSource(RequestBody):
+    """The starter corpus, written by a seeded generator; its size follows from ``minutes`` of training."""
+
+    kind: Literal["starter"]
+    part: Literal[starter.PARTS] = "text"
+    minutes: Annotated[float, Field(gt=0, le=24 * 60, allow_inf_nan=False)] = 5
+    languages: Annotated[list[Literal[tuple(starter.LANGUAGES)]], Field(min_length=1, max_length=3)] | None = None
+    seed: Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)] = 42
+
+
+class DatasetCreate(RequestBody):
+    """A dataset that the server makes; a file is sent as multipart instead."""
+
+    name: Name | None = None
+    source: StarterSource
+
+
+class UploadFields(RequestBody):
+    """What may stand beside ``file`` in the multipart body."""
+
+    name: Name | None = None
+    layout: Layout = "auto"
+
+
+class DatasetOut(BaseModel):
+    """``rows``, ``bytes`` and ``warnings`` are known once ``state`` is ready, ``error`` once it is failed."""
+
+    id: str
+    name: str
+    layout: str
+    state: Literal["importing", "ready", "failed"]
+    source: dict[str, Any]
+    rows: int | None
+    bytes: int | None
+    tokens: int | None
+    sha256: str | None
+    error: dict[str, Any] | None
+    warnings: list[str]
+    job_id: str | None
+    created_at: str
+
+    @classmethod
+    def of(cls, row: Dataset) -> DatasetOut:
+        plain = {name: getattr(row, name) for name in (
+            "id", "name", "layout", "state", "source", "rows", "bytes", "tokens", "sha256", "warnings", "job_id")}
+        error = None if row.error is None else {"message": "", "line": None, "field": None, "hint": None} | row.error
+        return cls(**plain, error=error, created_at=rfc3339(row.created_at))
+
+
+class PreviewRow(BaseModel):
+    """``line`` counts from 1; long texts are cut (``is_cut``)."""
+
+    line: int
+    row: dict[str, Any]
+    is_cut: bool
+
+
+class TokenCount(BaseModel):
+    """Tokens of one pass over the data; ``is_exact`` is false where a part was counted and scaled up."""
+
+    tokenizer_id: str
+    tokens: int
+    rows: int
+    is_exact: bool

@@ -1,0 +1,165 @@
+"""Is this request for a run possible? Everything that can be known before it starts, all problems at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+
+from app.core.db import Session
+from app.core.devices import can_ever_fit, check_request, max_cpu_ranks, world_size
+from app.core.errors import Invalid
+from app.core.models import Checkpoint, Dataset, Host, TokenizerRow
+from app.core.rest import find, is_plain
+from minimind.config import RunConfig, TrainConfig, parse_api_config, stage_class
+from minimind.errors import ConfigError, MiniMindError
+from minimind.presets import MODEL_FIELDS
+from minimind.run_dir import read_json
+
+
+@dataclass
+class Checked:
+    """A request that can run: its validated configuration and what it stands on."""
+
+    config: RunConfig
+    dataset: Dataset | None
+    base: Checkpoint | None
+    tokenizer: TokenizerRow | None
+    devices: Any
+    #: manifest.json of ``base``
+    base_manifest: dict | None = None
+
+    @property
+    def world_size(self) -> int:
+        return world_size(self.devices)
+
+
+class Problems(list[dict]):
+    """What is wrong so far."""
+
+    def say(self, field: str | None, message: str, hint: str | None = None) -> None:
+        if message[:1].islower():  # it begins with the name of an option, which keeps its spelling
+            message = f"The option {message}"
+        self.append({"field": field, "message": message, "hint": hint})
+
+
+def check(session: Session, *, stage: str, config: dict, dataset_id: str | None = None,
+          base_checkpoint_id: str | None = None, devices: Any = "auto", nodes: int = 1,
+          problems: list[dict] | None = None, follows: type[RunConfig] | None = None) -> Checked:
+    """Check one request; raises ``Invalid`` with every problem, those found before (``problems``) included.
+
+    ``follows`` is the stage before it in a pipeline, which will hand over its checkpoint or tokenizer.
+    """
+    found = Problems(problems or [])
+    for field, value in (("stage", stage), ("config", config), ("devices", devices)):
+        if not is_plain(value):  # nothing of it can be quoted in an answer either
+            raise Invalid.of([*found, {"field": field, "message": f"There are control characters in {field}, or text "
+                                                                  "that is not Unicode.", "hint": "Take them out."}])
+    parsed = _config(stage, config, found)
+    dataset = _dataset(session, dataset_id, stage, found)
+    base = _base(session, base_checkpoint_id, stage, found)
+    tokenizer = _tokenizer(session, config.get("tokenizer"), found)
+    _devices(session, devices, nodes, stage, found)
+    manifest = read_json(Path(base.path) / "manifest.json") if base is not None else None
+    if base is not None:
+        _fits_base(base, manifest, tokenizer, config, found)
+    if follows is not None and tokenizer is not None and issubclass(follows, TrainConfig):
+        found.say("config.tokenizer", "A stage in a pipeline keeps the tokenizer of the stage before it.",
+                  "Leave tokenizer out here, or set it at the first stage.")
+    if found or parsed is None:
+        raise Invalid.of(found)
+    return Checked(parsed, dataset, base, tokenizer, devices, manifest)
+
+
+def _config(stage: str, config: dict, found: Problems) -> RunConfig | None:
+    try:
+        return parse_api_config(stage, config)
+    except ConfigError as error:
+        for problem in error.problems:
+            found.say(problem.get("field"), problem["message"], problem.get("hint"))
+        return None
+
+
+def _known_layouts(stage: str) -> tuple[str, ...] | None:
+    try:
+        return stage_class(stage).layouts
+    except ConfigError:
+        return None  # said already
+
+
+def _dataset(session: Session, id: str | None, stage: str, found: Problems) -> Dataset | None:
+    if id is None:
+        return None
+    dataset = find(session, Dataset, id)
+    if dataset is None:
+        found.say("dataset_id", "There is no dataset of this id.", "GET /api/v1/datasets lists them.")
+    elif dataset.state != "ready":
+        found.say("dataset_id", f"The dataset {dataset.name} is {dataset.state}.",
+                  "Wait until it is ready." if dataset.state == "importing" else "Import it again; its error says why.")
+    else:
+        layouts = _known_layouts(stage)
+        if layouts is not None and dataset.layout not in layouts:
+            found.say("dataset_id", f"The stage {stage} cannot learn from a dataset of the layout {dataset.layout}.",
+                      f"It learns from: {', '.join(layouts)}.")
+    return dataset
+
+
+def _base(session: Session, id: str | None, stage: str, found: Problems) -> Checkpoint | None:
+    if id is None:
+        return None
+    if stage == "tokenizer":
+        found.say("base_checkpoint_id", "The stage tokenizer starts from no checkpoint.", "Leave it out.")
+        return None
+    base = find(session, Checkpoint, id)
+    if base is None:
+        found.say("base_checkpoint_id", "There is no checkpoint of this id.", "GET /api/v1/checkpoints lists them.")
+    elif base.state != "ready" or not Path(base.path, "manifest.json").is_file():
+        found.say("base_checkpoint_id", "The files of this checkpoint are no longer there.", "Choose another one.")
+        return None
+    return base
+
+
+def _tokenizer(session: Session, id: Any, found: Problems) -> TokenizerRow | None:
+    if not isinstance(id, str):
+        return None  # none asked for, or refused by the schema
+    row = find(session, TokenizerRow, id)
+    if row is None:
+        found.say("config.tokenizer", "There is no tokenizer of this id.", "GET /api/v1/tokenizers lists them.")
+    elif row.state != "ready":
+        found.say("config.tokenizer", f"The tokenizer {row.name} is {row.state}.",
+                  "Wait until it is ready." if row.state == "training" else "Make it again; its error says why.")
+    return row
+
+
+def _devices(session: Session, devices: Any, nodes: int, stage: str, found: Problems) -> None:
+    if nodes != 1:
+        found.say("nodes", "A run uses one machine in this version.", "Set nodes to 1.")
+    try:
+        check_request(devices)
+    except MiniMindError as error:
+        found.say(error.field or "devices", error.message, error.hint)
+        return
+    if stage == "tokenizer" and world_size(devices) > 1:
+        found.say("devices", "The stage tokenizer runs as one process.", "Ask for one device.")
+    hosts = list(session.scalars(select(Host)))
+    if hosts and not can_ever_fit(hosts, devices):
+        has = "; ".join(f"{h.name}: {h.cpu_slots} CPU cores (at most {max_cpu_ranks(h.cpu_slots)} ranks), "
+                        f"{len(h.devices)} GPUs" for h in hosts[:5])
+        found.say("devices", "No machine of this studio has these devices.", f"There is {has}.")
+
+
+def _fits_base(base: Checkpoint, manifest: Any, tokenizer: TokenizerRow | None, config: dict,
+               found: Problems) -> None:
+    """Weights know one tokenizer and one shape: what the request says besides must be the same."""
+    known = base.tokenizer_fingerprint
+    if tokenizer is not None and known and tokenizer.fingerprint and tokenizer.fingerprint != known:
+        found.say("config.tokenizer", "The base checkpoint was trained with another tokenizer; its weights mean "
+                                      "nothing with this one.",
+                  "Leave tokenizer out to keep the checkpoint's own, or start without a base checkpoint.")
+    shape = manifest.get("model") if isinstance(manifest, dict) else None
+    for name in MODEL_FIELDS if isinstance(shape, dict) else ():
+        if config.get(name) is not None and name in shape and config[name] != shape[name]:
+            found.say(f"config.{name}", f"{name} of the base checkpoint is {shape[name]} and cannot be changed.",
+                      f"Leave {name} out, or start without a base checkpoint.")

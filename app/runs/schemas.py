@@ -1,0 +1,161 @@
+"""Runs as the API reads and shows them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from app.core.models import Run
+from app.core.rest import CollectingBody, Name, Priority, RequestBody, Tag, Text, rfc3339
+from minimind.events import finite
+
+PROGRESS_KEYS = ("step", "total_steps", "tokens", "loss", "eval_loss", "tokens_per_s", "eta_s", "phase")
+Tags = Annotated[list[Tag], Field(max_length=20)]
+State = Literal["queued", "starting", "running", "pausing", "paused", "recovering", "cancelling", "completed",
+                "failed", "cancelled"]
+
+
+class RunCreate(CollectingBody):
+    """What to train. ``config`` has the keys that ``GET /stages`` lists for the stage."""
+
+    stage: Annotated[str, Field(max_length=100, examples=["pretrain"])]
+    name: Name | None = None
+    config: Annotated[dict[str, Any], Field(examples=[{"preset": "tiny-cpu", "max_steps": 60}])] = {}
+    dataset_id: str | None = Field(None, description="None: the starter corpus, sized by max_minutes.")
+    base_checkpoint_id: str | None = Field(None, description="Checkpoint whose weights the run starts from.")
+    devices: Any = Field("auto", description='"auto", {"kind": "cpu" or "cuda", "count": ranks} or a list of devices.')
+    nodes: Annotated[int, Field(strict=True)] = 1
+    priority: Priority = Field(0, description="Larger goes first.")
+    tags: Tags = []
+    notes: Text = ""
+
+
+class RunPatch(RequestBody):
+    name: Name | None = None
+    notes: Text | None = None
+    tags: Tags | None = None
+    priority: Priority | None = None
+
+
+class Resume(RequestBody):
+    allow_changes: Annotated[bool, Field(strict=True)] = Field(
+        False, description="Accept another world size or changed data; the curve is then not bitwise the same.")
+
+
+class Cancel(RequestBody):
+    save: Annotated[bool, Field(strict=True)] = Field(False, description="Save a last checkpoint before stopping.")
+
+
+class Clone(RequestBody):
+    """What the copy changes: given keys of ``config`` replace those of the original."""
+
+    name: Name | None = None
+    config: dict[str, Any] = {}
+    priority: Priority | None = None
+
+
+class Progress(BaseModel):
+    step: int | None = None
+    total_steps: int | None = None
+    tokens: int | None = None
+    loss: float | None = None
+    eval_loss: float | None = None
+    tokens_per_s: float | None = None
+    eta_s: float | None = None
+    phase: str | None = None
+
+
+class RunOut(BaseModel):
+    """A run; times are RFC 3339 in UTC."""
+
+    id: str
+    name: str
+    notes: str
+    tags: list[str]
+    stage: str
+    state: State
+    desired: Literal["run", "pause", "cancel"]
+    reason: str | None
+    attempt: int
+    progress: Progress
+    config: dict[str, Any]
+    devices: Any
+    nodes: int
+    priority: int
+    dataset_id: str | None
+    base_checkpoint_id: str | None
+    tokenizer_id: str | None
+    pipeline_id: str | None
+    pipeline_position: int | None
+    parent_id: str | None
+    allow_changes: bool
+    created_at: str
+    started_at: str | None
+    ended_at: str | None
+    updated_at: str
+    error: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, run: Run) -> RunOut:
+        progress = finite({key: run.progress.get(key) for key in PROGRESS_KEYS})
+        plain = {name: getattr(run, name) for name in (
+            "id", "name", "notes", "tags", "stage", "state", "desired", "reason", "attempt", "config", "devices",
+            "nodes", "priority", "dataset_id", "base_checkpoint_id", "tokenizer_id", "pipeline_id",
+            "pipeline_position", "parent_id", "allow_changes")}
+        times = {name: rfc3339(getattr(run, name)) for name in ("created_at", "started_at", "ended_at", "updated_at")}
+        return cls(**plain, **times, progress=Progress(**progress), error=_error(run.error))
+
+
+def _error(error: dict | None) -> dict | None:
+    """``{class, message, hint}`` with every key present."""
+    return None if error is None else {"class": None, "message": "", "hint": None} | finite(error)
+
+
+class EventOut(BaseModel):
+    """Something that happened; ``t`` is unix seconds, ``seq`` is dense within its run or pipeline."""
+
+    seq: int
+    attempt: int
+    t: float
+    type: str
+    step: int
+    tokens: int
+    data: dict[str, Any]
+
+
+class SampleOut(BaseModel):
+    """What the model said to one of the fixed prompts at ``step``."""
+
+    step: int
+    tokens: int
+    attempt: int
+    t: float
+    prompt: str
+    text: str
+    prompt_index: int | None
+
+
+class LogLine(BaseModel):
+    attempt: int
+    text: str
+
+
+class LogPage(BaseModel):
+    """Lines of one rank; send ``next_cursor`` as ``after`` to go on, also while the log still grows."""
+
+    items: list[LogLine]
+    next_cursor: str | None
+
+
+class Series(BaseModel):
+    """``y`` is null where the number was not finite; ``total_points`` counts the range before it was thinned."""
+
+    x: list[float | int]
+    y: list[float | None]
+    total_points: int
+
+
+class MetricsOut(BaseModel):
+    x: Literal["step", "tokens", "time", "flops"]
+    series: dict[str, Series]

@@ -1,0 +1,81 @@
+"""What the studio is and what it can do: ``/system``, ``/stages``, ``/presets``, ``/preflight``, signs of life."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel
+
+from app.core.errors import Unavailable
+from app.core.once import Post
+from app.core.rest import Page, Read
+from app.runs import preflight
+from app.runs.preflight import PreflightOut, PreflightRequest
+from app.system import service
+from minimind.config import STAGES, stage_schema
+from minimind.presets import PRESETS
+
+router = APIRouter(tags=["system"])
+#: at the root, outside /api/v1
+root_router = APIRouter(tags=["system"])
+
+
+class PresetOut(BaseModel):
+    name: str
+    description: str
+    parameters: int
+    model: dict[str, Any]
+    max_seq_len: int
+    batch_size: int
+    accumulation_steps: int
+    learning_rate: dict[str, float]
+
+
+@router.get("/stages")
+def list_stages() -> Page[dict[str, Any]]:
+    """Every stage with the JSON Schema of its config: defaults, help, units, groups."""
+    return Page(items=[stage_schema(name) for name in STAGES])
+
+
+@router.get("/presets")
+def list_presets() -> Page[PresetOut]:
+    """Named model sizes with their exact parameter counts."""
+    return Page(items=[PresetOut(
+        name=p.name, description=p.description, parameters=p.model.num_parameters(), model=p.model.as_dict(),
+        max_seq_len=p.max_seq_len, batch_size=p.batch_size, accumulation_steps=p.accumulation_steps,
+        learning_rate=p.learning_rate) for p in PRESETS.values()])
+
+
+@router.post("/preflight", response_model=PreflightOut)
+def run_preflight(asked: PreflightRequest, post: Post):
+    """What a run would need, computed without starting it; refused with the same problems as the run."""
+    return post.do(200, lambda session: preflight.answer(session, asked))
+
+
+@router.get("/system")
+def get_system(session: Read) -> dict[str, Any]:
+    """Machines, devices, queue, versions."""
+    return service.system(session) | service.broker_status()
+
+
+@root_router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """This process answers, also while all its threads wait for something."""
+    return {"status": "ok"}
+
+
+@root_router.get("/readyz")
+def readyz() -> Response:
+    """Migrations are applied, and database, worker and broker answer."""
+    missing = service.not_ready()
+    if missing:
+        raise Unavailable(" ".join(missing), hint="Wait a moment; ./studio doctor says more.")
+    return JSONResponse({"status": "ready"})
+
+
+@root_router.get("/metrics", response_class=PlainTextResponse)
+def get_metrics(session: Read) -> str:
+    """Prometheus text; needs a Bearer token like everything else."""
+    return service.prometheus(session)
