@@ -1,0 +1,155 @@
+"""A line of stages: the next run is created with the completion of the one before, once."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import select
+
+from app.core import db, lines, queue, states
+from app.core.errors import Conflict
+from app.core.models import Checkpoint, Event, Pipeline, Run, TokenizerRow, new_id
+from tests.database_rig import HOST, add_host
+
+STAGES = [{"stage": "tokenizer", "config": {}}, {"stage": "pretrain", "config": {"max_steps": 5}},
+          {"stage": "sft", "config": {}, "dataset_id": None, "devices": {"kind": "cpu", "count": 2}}]
+
+
+@pytest.fixture
+def line(database):
+    add_host()
+
+    def make(stages=STAGES) -> str:
+        with db.transaction() as session:
+            pipeline = Pipeline(id=new_id(), name="line", state="running", stages=stages, user_id="local", next_seq=1)
+            lines.start(session, pipeline)
+            return pipeline.id
+
+    return make
+
+
+def finish(state: str = "completed", *, eval_loss: float | None = None, error: dict | None = None) -> None:
+    """Claim the one queued run and bring it to ``state`` with a checkpoint."""
+    with db.transaction() as session:
+        claim = queue.claim_run(session, HOST)
+        run = session.get(Run, claim.run_id)
+        states.move(session, run, "running")
+        if run.stage == "tokenizer":
+            session.add(TokenizerRow(id=run.id, name="t", user_id="local", state="ready", path="/t", source={},
+                                     created_at=0))
+        else:
+            session.add(Checkpoint(id=f"c-{run.id}", run_id=run.id, attempt=1, stage=run.stage, step=5, tokens=1,
+                                   bytes=1, loss=1.0, eval_loss=eval_loss, path=f"/{run.id}", state="ready",
+                                   created_at=0))
+        session.flush()
+        states.move(session, run, state, error=error)
+
+
+def look(pipeline_id: str) -> tuple[str, list[Run]]:
+    with db.reading() as session:
+        return session.get(Pipeline, pipeline_id).state, lines.runs_of(session, pipeline_id)
+
+
+def test_each_stage_starts_from_the_one_before(line):
+    pipeline_id = line()
+    for _ in STAGES:
+        finish()
+    state, (tokenizer, pretrain, sft) = look(pipeline_id)
+    assert state == "completed"
+    assert pretrain.tokenizer_id == tokenizer.id and pretrain.base_checkpoint_id is None
+    assert sft.base_checkpoint_id == f"c-{pretrain.id}" and sft.tokenizer_id is None
+    assert sft.devices == {"kind": "cpu", "count": 2} and pretrain.devices == "auto"
+    assert [r.pipeline_position for r in (tokenizer, pretrain, sft)] == [0, 1, 2]
+    with db.reading() as session:
+        events = session.scalars(select(Event).where(Event.topic == f"pipeline:{pipeline_id}")
+                                 .order_by(Event.seq)).all()
+    assert [e.seq for e in events] == list(range(1, len(events) + 1))
+    assert [e.data["state"] for e in events if e.type == "state"] == ["running", "completed"]
+
+
+def test_nothing_follows_a_completion_that_is_rolled_back(line):
+    pipeline_id = line()
+    with db.transaction() as session:
+        claim = queue.claim_run(session, HOST)
+        states.move(session, session.get(Run, claim.run_id), "running")
+    with pytest.raises(ZeroDivisionError), db.transaction() as session:
+        states.move(session, session.get(Run, claim.run_id), "completed")
+        raise ZeroDivisionError
+    assert len(look(pipeline_id)[1]) == 1
+
+
+def test_a_failed_stage_fails_the_line_and_resume_tries_it_again(line):
+    pipeline_id = line()
+    finish()
+    finish("failed", error={"class": "DATA", "message": "bad", "hint": None})
+    with db.transaction() as session:
+        pipeline = session.get(Pipeline, pipeline_id)
+        assert pipeline.state == "failed" and pipeline.error["message"] == "bad" and pipeline.ended_at
+        lines.request_resume_line(session, pipeline)
+    state, runs = look(pipeline_id)
+    assert state == "running" and [r.stage for r in runs] == ["tokenizer", "pretrain", "pretrain"]
+    assert runs[1].pipeline_position is None and runs[2].tokenizer_id == runs[0].id
+    finish()
+    finish()
+    assert look(pipeline_id)[0] == "completed"
+
+
+def test_a_gate_stops_the_line_and_resume_trains_on_top(line):
+    pipeline_id = line([{"stage": "pretrain", "config": {}, "gate": {"eval_loss": 2.0}},
+                        {"stage": "sft", "config": {}}])
+    finish(eval_loss=3.0)
+    state, runs = look(pipeline_id)
+    assert state == "paused" and len(runs) == 1
+    with db.transaction() as session:
+        pipeline = session.get(Pipeline, pipeline_id)
+        assert pipeline.error["class"] == "GATE" and "3" in pipeline.error["message"]
+        lines.request_resume_line(session, pipeline)
+    assert look(pipeline_id)[1][1].base_checkpoint_id == f"c-{runs[0].id}"
+    finish(eval_loss=1.5)
+    assert [r.stage for r in look(pipeline_id)[1]] == ["pretrain", "pretrain", "sft"]
+
+
+def test_pause_resume_and_cancel_reach_the_live_run(line):
+    pipeline_id = line()
+    with db.transaction() as session:
+        lines.request_pause_line(session, session.get(Pipeline, pipeline_id))
+    state, (run,) = look(pipeline_id)
+    assert (state, run.state) == ("paused", "paused")
+    with db.transaction() as session:
+        lines.request_resume_line(session, session.get(Pipeline, pipeline_id))
+    state, (run,) = look(pipeline_id)
+    assert (state, run.state) == ("running", "queued")
+    with db.transaction() as session:
+        lines.request_cancel_line(session, session.get(Pipeline, pipeline_id))
+    state, (run,) = look(pipeline_id)
+    assert (state, run.state) == ("cancelled", "cancelled")
+    with db.transaction() as session:
+        with pytest.raises(Conflict):
+            lines.request_resume_line(session, session.get(Pipeline, pipeline_id))
+
+
+def test_a_stage_that_completes_in_a_paused_line_is_followed_by_a_paused_run(line):
+    pipeline_id = line()
+    with db.transaction() as session:
+        claim = queue.claim_run(session, HOST)
+        states.move(session, session.get(Run, claim.run_id), "running")
+        lines.request_pause_line(session, session.get(Pipeline, pipeline_id))
+    with db.transaction() as session:  # success was faster than the pause
+        states.move(session, session.get(Run, claim.run_id), "completed")
+    state, (_, following) = look(pipeline_id)
+    assert (state, following.state, following.desired) == ("paused", "paused", "pause")
+    with db.transaction() as session:
+        lines.request_resume_line(session, session.get(Pipeline, pipeline_id))
+    assert look(pipeline_id)[1][1].state == "queued"
+
+
+def test_pausing_the_run_pauses_its_line_and_cancelling_it_cancels_it(line):
+    pipeline_id = line()
+    with db.transaction() as session:
+        states.request_pause(session, lines.runs_of(session, pipeline_id)[0])
+    assert look(pipeline_id)[0] == "paused"
+    with db.transaction() as session:
+        states.request_resume(session, lines.runs_of(session, pipeline_id)[0])
+    assert look(pipeline_id)[0] == "running"
+    with db.transaction() as session:
+        states.request_cancel(session, lines.runs_of(session, pipeline_id)[0])
+    assert look(pipeline_id)[0] == "cancelled"

@@ -1,0 +1,106 @@
+"""Checkpoints by REST: lists, and a download that is a real tar without a copy on disk."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from app.checkpoints.download import TarStream
+from app.core.db import now, transaction
+from app.core.errors import NotFound
+from app.core.models import Checkpoint
+from minimind.manifest import Manifest
+from tests.app.conftest import Api
+from tests.app.test_runs import new_run
+
+
+def make_checkpoint(directory: Path, **files: bytes) -> Path:
+    """A sealed directory with these files (and one that no manifest knows)."""
+    directory.mkdir(parents=True)
+    for name, content in files.items():
+        (directory / name.replace("_", ".")).write_bytes(content)
+    Manifest(stage="pretrain", step=3, tokens=300, attempt=1, world_size=1, loss=2.0, eval_loss=None, model={},
+             config_fingerprint="c", data_fingerprint="d", tokenizer_fingerprint="t", lineage={}, versions={},
+             created_at=1.0).seal(directory)
+    (directory / "stray.txt").write_text("not part of it")
+    return directory
+
+
+def add(api: Api, path: Path, run_id: str | None = None, state: str = "ready", step: int = 3) -> str:
+    run_id = run_id or new_run(api)["id"]
+    with transaction() as session:
+        row = Checkpoint(run_id=run_id, attempt=1, stage="pretrain", step=step, tokens=step * 100, bytes=11, loss=2.0,
+                         eval_loss=float("inf"), path=str(path), state=state, created_at=now(session))
+        session.add(row)
+    return row.id
+
+
+def test_lists(api: Api, tmp_path: Path) -> None:
+    run, other = new_run(api)["id"], new_run(api)["id"]
+    late, early = add(api, tmp_path / "b", run, step=20), add(api, tmp_path / "a", run, step=10)
+    gone, foreign = add(api, tmp_path / "c", run, "deleted", 30), add(api, tmp_path / "d", other)
+    assert [c["id"] for c in api.get(f"/runs/{run}/checkpoints").json()["items"]] == [early, late]
+    assert [c["id"] for c in api.get("/checkpoints").json()["items"]] == [foreign, early, late]
+    assert [c["id"] for c in api.get("/checkpoints", run_id=run).json()["items"]] == [early, late]
+    assert api.get("/checkpoints", run_id="../x").json()["items"] == []
+    assert len(api.get("/checkpoints", stage="pretrain", limit=1).json()["items"]) == 1
+    shown = api.get(f"/checkpoints/{late}").json()
+    assert shown.keys() >= {"id", "run_id", "stage", "step", "tokens", "bytes", "eval_loss", "path", "created_at"}
+    assert shown["eval_loss"] is None, "not finite"
+    assert api.get(f"/checkpoints/{gone}").status_code == 404
+    assert api.get(f"/checkpoints/{gone}/download").status_code == 404
+    assert api.post(f"/checkpoints/{late}/export", {"format": "gguf"}).status_code == 404, "not part of this version"
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 3 << 20])
+def test_a_download_is_the_directory(api: Api, tmp_path: Path, size: int) -> None:
+    content = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    path = make_checkpoint(tmp_path / "c", model_safetensors=content, config_json=b"{}")
+    id = add(api, path)
+    answer = api.get(f"/checkpoints/{id}/download")
+    assert answer.status_code == 200 and answer.headers["content-type"] == "application/x-tar"
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    assert answer.headers["content-disposition"] == f'attachment; filename="pretrain-step-00000003-{id}.tar"'
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as tar:
+        found = {Path(m.name).name: tar.extractfile(m).read() for m in tar.getmembers()}
+        assert {str(Path(m.name).parent) for m in tar.getmembers()} == {f"pretrain-step-00000003-{id}"}
+    assert found.keys() == {"model.safetensors", "config.json", "manifest.json"}
+    assert found["model.safetensors"] == content
+    assert found["manifest.json"] == (path / "manifest.json").read_bytes()
+
+
+def test_files_that_are_gone_are_no_download(api: Api, tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path / "c", model_safetensors=b"x")
+    id = add(api, path)
+    (path / "model.safetensors").unlink()
+    assert api.get(f"/checkpoints/{id}/download").status_code == 404
+    (path / "manifest.json").write_text('{"version": 1, "files": {"../../etc/passwd": {}}}')
+    assert api.get(f"/checkpoints/{id}/download").status_code == 404
+    with pytest.raises(NotFound):
+        TarStream(tmp_path / "nowhere", "x")
+
+
+def test_a_download_needs_memory_for_one_block(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path / "c")
+    with open(path / "model.safetensors", "wb") as file:
+        file.truncate(64 << 20)
+    Manifest.read(path).seal(path)
+    stream = TarStream(path, "x")
+    tracemalloc.start()
+    assert sum(map(len, stream.blocks())) == stream.bytes
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+def test_retention_may_remove_a_checkpoint_while_it_is_sent(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path / "c", model_safetensors=b"m" * 5000)
+    blocks = TarStream(path, "x").blocks()
+    first = next(blocks)
+    for file in path.iterdir():
+        file.unlink()
+    with tarfile.open(fileobj=io.BytesIO(first + b"".join(blocks))) as tar:
+        assert tar.extractfile("x/model.safetensors").read() == b"m" * 5000

@@ -1,0 +1,261 @@
+"""The websocket behind a real server: snapshot, replay, live; nothing lost and nothing twice, whatever breaks."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import threading
+import time
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from app import live, live_hub
+from app.auth import service
+from app.core import channels, states
+from app.core.db import transaction
+from app.core.models import ApiToken, Installation
+from app.core.settings import get_settings
+from tests.app.conftest import Api, Server, receive
+from tests.app.test_runs import new_run
+from tests.inference_rig import running_broker, wait_for
+
+
+@pytest.fixture(autouse=True)
+def without_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No broker rings here: what arrives, arrives by the poll."""
+    monkeypatch.setattr(live_hub, "POLL_S", 0.1)
+
+
+def subscribe(connection, topic: str, after: int | None = None) -> dict:
+    """The first answer to a subscription."""
+    connection.send(json.dumps({"op": "sub", "topic": topic} | ({} if after is None else {"after": after})))
+    return receive(connection)
+
+
+def tell(run_id: str, count: int = 1, size: int = 10) -> None:
+    """Append events as an ingest does, with ``size`` characters that no compression makes small."""
+    with transaction() as session:
+        states.append_events(session, f"run:{run_id}", [
+            {"attempt": 1, "t": 1.0, "type": "log", "step": i, "tokens": 0,
+             "data": {"message": random.randbytes(size // 2).hex()}} for i in range(count)])
+
+
+def test_snapshot_replay_and_live(api: Api, server: Server) -> None:
+    run = new_run(api)
+    topic = f"run:{run['id']}"
+    tell(run["id"], 5)
+    with server.connect() as connection:
+        snapshot = subscribe(connection, topic, 2)
+        assert (snapshot["topic"], snapshot["type"], snapshot["seq"]) == (topic, "snapshot", 6)
+        assert snapshot["data"] == run and snapshot["installation"] == "installation-1"
+        told = [receive(connection) for _ in range(4)]
+        assert [e["seq"] for e in told] == [3, 4, 5, 6]
+        tell(run["id"], 2)
+        api.post(f"/runs/{run['id']}/pause")
+        told += [receive(connection) for _ in range(3)]
+    by_rest = api.get(f"/runs/{run['id']}/events", after=2).json()["items"]
+    assert [(e["seq"], e["type"], e["data"]) for e in told] == [(e["seq"], e["type"], e["data"]) for e in by_rest]
+    assert told[-1]["data"]["state"] == "paused" and all(e["topic"] == topic for e in told)
+
+
+def test_without_after_only_what_is_new_comes(api: Api, server: Server) -> None:
+    run = new_run(api)
+    tell(run["id"], 5)
+    with server.connect() as connection:
+        assert subscribe(connection, f"run:{run['id']}")["seq"] == 6
+        tell(run["id"])
+        assert receive(connection)["seq"] == 7
+
+
+def test_a_long_history_is_replayed_whole(api: Api, server: Server) -> None:
+    run = new_run(api)
+    tell(run["id"], 3 * live_hub.PAGE)
+    tell(run["id"], 300, size=20_000)  # more bytes than a client's queue holds
+    head = 3 * live_hub.PAGE + 301
+    with server.connect() as connection:
+        assert subscribe(connection, f"run:{run['id']}", 0)["seq"] == head
+        assert [receive(connection)["seq"] for _ in range(head)] == list(range(1, head + 1))
+
+
+def test_nothing_is_lost_or_told_twice_while_clients_come_and_go(api: Api, server: Server) -> None:
+    """Clients that are cut off at random and go on from their last event, while others write."""
+    run = new_run(api)
+    topic, total, problems = f"run:{run['id']}", 400, []
+
+    def follow(seed: int) -> None:
+        source, last = random.Random(seed), 0
+        while last < total:
+            with server.connect() as connection:
+                if subscribe(connection, topic, last)["type"] != "snapshot":
+                    problems.append("no snapshot")
+                for _ in range(source.randint(1, 150)):
+                    if last == total:
+                        return
+                    event = receive(connection)
+                    if event["seq"] != last + 1:
+                        problems.append(f"{event['seq']} after {last}")
+                    last = event["seq"]
+
+    followers = [threading.Thread(target=follow, args=(seed,)) for seed in range(4)]
+    for thread in followers:
+        thread.start()
+    written, source = 1, random.Random(9)
+    while written < total:
+        count = min(source.randint(1, 20), total - written)
+        tell(run["id"], count)
+        written += count
+        time.sleep(0.01)
+    for thread in followers:
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+    assert problems == []
+
+
+def test_a_pipeline_tells_its_story(api: Api, server: Server) -> None:
+    line = api.post("/pipelines", {"name": "line", "stages": [{"stage": "pretrain", "config": {"max_steps": 1}}]})
+    id = line.json()["id"]
+    with server.connect() as connection:
+        snapshot = subscribe(connection, f"pipeline:{id}", 0)
+        assert snapshot["data"]["runs"][0]["stage"] == "pretrain"
+        events = [receive(connection) for _ in range(snapshot["seq"])]
+        assert [e["seq"] for e in events] == list(range(1, snapshot["seq"] + 1))
+        api.post(f"/pipelines/{id}/cancel")
+        while events[-1]["data"].get("state") != "cancelled":
+            events.append(receive(connection))
+
+
+def test_runs_and_system_tell_their_latest_value(api: Api, server: Server) -> None:
+    first = new_run(api)
+    with server.connect() as connection:
+        snapshot = subscribe(connection, "runs")
+        assert (snapshot["type"], [r["id"] for r in snapshot["data"]["items"]]) == ("snapshot", [first["id"]])
+        second = new_run(api)
+        update = receive(connection)
+        while len(update["data"]["items"]) < 2:
+            update = receive(connection)
+        assert update["topic"] == "runs" and update["type"] != "snapshot" and update["seq"] > 0
+        assert {r["id"] for r in update["data"]["items"]} == {first["id"], second["id"]}
+        system = subscribe(connection, "system")
+        assert system["type"] == "snapshot" and system["data"]["runs"]["queued"] == 2
+
+
+def test_with_a_broker_news_comes_before_the_poll(api: Api, request: pytest.FixtureRequest,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_hub, "POLL_S", 60.0)
+    with running_broker() as broker:
+        monkeypatch.setenv("STUDIO_REDIS_URL", broker.url)
+        get_settings.cache_clear()
+        monkeypatch.setattr(channels, "_client", None)
+        server: Server = request.getfixturevalue("server")
+        run = new_run(api)
+        with server.connect() as connection, broker.client() as redis:
+            wait_for(lambda: redis.pubsub_numsub(channels.live_channel())[0][1], "the hub to listen")
+            assert subscribe(connection, f"run:{run['id']}", 1)["seq"] == 1
+            assert subscribe(connection, "runs")["type"] == "snapshot"
+            redis.publish(channels.live_channel(), "nonsense")
+            redis.publish(channels.live_channel(), "[1]")
+            began = time.monotonic()
+            api.post(f"/runs/{run['id']}/pause")
+            topics = {receive(connection)["topic"], receive(connection)["topic"]}
+            assert topics == {f"run:{run['id']}", "runs"} and time.monotonic() - began < 5
+
+
+def test_reset_when_the_installation_is_another(api: Api, server: Server) -> None:
+    run = new_run(api)
+    topic = f"run:{run['id']}"
+    with server.connect() as connection:
+        first = subscribe(connection, topic, 99)
+        assert (first["type"], first["seq"]) == ("reset", 1), "more than there is: of another database"
+        assert receive(connection)["type"] == "snapshot"
+        assert receive(connection)["seq"] == 1
+        time.sleep(5 * live_hub.POLL_S)  # the hub knows this installation by now
+        with transaction() as session:
+            session.get(Installation, 1).uid = "installation-2"
+        again = receive(connection)
+        assert (again["type"], again["data"]["installation"]) == ("reset", "installation-2")
+        assert receive(connection)["installation"] == "installation-2"
+        assert receive(connection)["seq"] == 1
+
+
+NOT_UNDERSTOOD = [
+    "", "x", "[]", "null", '"sub"', "{}", '{"op": "eval"}', '{"op": "sub"}', '{"op": "sub", "topic": 7}',
+    '{"op": "sub", "topic": "run:"}', '{"op": "sub", "topic": "run:../../x"}', '{"op": "sub", "topic": "secrets"}',
+    '{"op": "sub", "topic": "run:nope"}', '{"op": "sub", "topic": "runs", "after": -1}',
+    '{"op": "sub", "topic": "runs", "after": "1"}', '{"op": "sub", "topic": "runs", "after": true}', "[" * 5000,
+]
+
+
+def test_what_is_not_understood_is_said(server: Server) -> None:
+    with server.connect() as connection:
+        for message in NOT_UNDERSTOOD:
+            connection.send(message)
+            answer = receive(connection)
+            assert answer["type"] == "error" and answer["data"]["message"], message
+            time.sleep(1 / live.MAX_MESSAGES_PER_S)
+        assert subscribe(connection, "system")["type"] == "snapshot", "the connection goes on"
+
+
+def closed_with(connection, timeout_s: float = 15) -> int:
+    """The code that the server closes the connection with."""
+    with pytest.raises(ConnectionClosed) as closed:
+        while True:
+            connection.recv(timeout=timeout_s)
+    return closed.value.rcvd.code if closed.value.rcvd else 1006
+
+
+def test_limits_of_a_client(api: Api, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with server.connect() as connection:
+        for _ in range(live.MAX_MESSAGES_PER_S + 1):
+            connection.send('{"op": "unsub", "topic": "runs"}')
+        assert closed_with(connection) == live.TOO_MANY
+    with server.connect() as connection:
+        connection.send("x" * 70_000)
+        assert closed_with(connection) == 1009
+    with server.connect() as connection:
+        connection.send(b"\x00\xff")
+        assert closed_with(connection) == live.NOT_TEXT
+    monkeypatch.setattr(live, "MAX_TOPICS", 1)
+    with server.connect() as connection:
+        assert subscribe(connection, "runs")["type"] == "snapshot"
+        assert subscribe(connection, "system")["type"] == "error"
+    monkeypatch.setattr(live, "MAX_SOCKETS_PER_USER", 1)
+    with server.connect() as first, server.connect() as second:
+        assert closed_with(second) == live.TOO_MANY
+        assert subscribe(first, "system")["type"] == "snapshot"
+
+
+def test_a_slow_client_is_closed_and_others_do_not_wait(api: Api, server: Server,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_hub, "MAX_WAITING_BYTES", 1_000_000)
+    run = new_run(api)
+    topic, last = f"run:{run['id']}", 1
+    narrow = socket.socket()
+    narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    narrow.connect(("127.0.0.1", int(server.url.rsplit(":", 1)[1])))
+    with server.connect(sock=narrow, max_queue=1) as slow, server.connect() as quick:
+        assert subscribe(slow, topic)["type"] == subscribe(quick, topic)["type"] == "snapshot"
+        deadline = time.monotonic() + 30
+        while len(server.app.state.hub._topics[topic].last) == 2:  # the kernel's buffers fill up first
+            assert time.monotonic() < deadline, "never given up"
+            tell(run["id"], 10, size=50_000)
+            for _ in range(10):
+                last += 1
+                assert receive(quick)["seq"] == last, "the other one is not kept waiting"
+        assert closed_with(slow) == live.TOO_SLOW
+        tell(run["id"])
+        assert receive(quick)["seq"] == last + 1
+
+
+def test_a_login_that_ends_closes_the_socket(api: Api, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "RECHECK_LOGIN_S", 0.2)
+    with transaction() as session:
+        token = service.create_token(session, "short-lived")
+    with server.connect(Authorization=f"Bearer {token}") as connection:
+        assert subscribe(connection, "runs")["type"] == "snapshot"
+        time.sleep(0.5)
+        assert subscribe(connection, "runs")["type"] == "snapshot", "still welcome"
+        with transaction() as session:
+            session.query(ApiToken).filter_by(name="short-lived").delete()
+        assert closed_with(connection) == live.NOT_LOGGED_IN

@@ -1,0 +1,298 @@
+"""Runs by REST: created after every check, listed, changed, steered, deleted."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from app.core import states
+from app.core.db import now, reading, transaction
+from app.core.models import Checkpoint, Dataset, Event, Run, TokenizerRow, new_id
+from minimind.run_dir import write_json
+from tests import database_rig
+from tests.app.conftest import Api
+
+TINY = {"preset": "tiny-cpu", "max_steps": 60}
+FIELDS = {"id", "name", "stage", "state", "desired", "attempt", "progress", "config", "dataset_id",
+          "base_checkpoint_id", "pipeline_id", "created_at", "started_at", "ended_at", "error"}
+PROGRESS = {"step", "total_steps", "tokens", "loss", "eval_loss", "tokens_per_s", "eta_s", "phase"}
+
+
+def new_run(api: Api, **body: object) -> dict:
+    answer = api.post("/runs", {"stage": "pretrain", "config": TINY, **body})
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+def add_dataset(layout: str = "text", state: str = "ready") -> str:
+    with transaction() as session:
+        row = Dataset(id=new_id(), name="harbour", user_id="local", layout=layout, state=state, warnings=[],
+                      source={"kind": "upload", "filename": "x.jsonl"}, path="/nowhere", created_at=now(session))
+        session.add(row)
+    return row.id
+
+
+def add_tokenizer(fingerprint: str = "f" * 64, state: str = "ready") -> str:
+    with transaction() as session:
+        row = TokenizerRow(id=new_id(), name="words", user_id="local", state=state, fingerprint=fingerprint,
+                           vocab_size=600, path="/nowhere", source={"kind": "upload"}, created_at=now(session))
+        session.add(row)
+    return row.id
+
+
+def add_checkpoint(directory: Path, run_id: str, step: int = 10, fingerprint: str = "f" * 64) -> str:
+    directory = directory / f"checkpoint-{new_id()}"
+    directory.mkdir()
+    write_json(directory / "manifest.json", {"model": {"hidden_size": 128}, "version": 1})
+    with transaction() as session:
+        row = Checkpoint(id=new_id(), run_id=run_id, attempt=1, stage="pretrain", step=step, tokens=step * 100,
+                         bytes=1000, loss=2.5, eval_loss=None, path=str(directory), state="ready",
+                         tokenizer_fingerprint=fingerprint, created_at=now(session))
+        session.add(row)
+    return row.id
+
+
+def problems(answer) -> dict[str, str]:
+    """Field -> message of a refusal."""
+    assert answer.status_code == 422, answer.text
+    error = answer.json()["error"]
+    return {p["field"]: f"{p['message']} {p['hint'] or ''}" for p in error.get("problems") or [error]}
+
+
+def test_a_run_is_created_as_the_contract_says(api: Api) -> None:
+    run = new_run(api, name="first", priority=3, tags=["a"], notes="why")
+    assert run.keys() >= FIELDS and run["progress"].keys() == PROGRESS
+    assert (run["state"], run["desired"], run["attempt"], run["error"]) == ("queued", "run", 0, None)
+    assert run["config"].items() >= TINY.items() and not run["config"].keys() & {"data_path", "device", "out"}
+    assert run["created_at"].endswith("Z") and run["started_at"] is None
+    assert api.get(f"/runs/{run['id']}").json() == run
+    assert api.get("/runs").json() == {"items": [run], "next_cursor": None}
+    assert [e["type"] for e in api.get(f"/runs/{run['id']}/events").json()["items"]] == ["state"]
+
+
+def test_every_problem_is_said_at_once(api: Api) -> None:
+    database_rig.add_host(cpu_slots=2)
+    said = problems(api.post("/runs", {
+        "stage": "pretrain", "priority": "high", "nodes": 4, "colour": "red", "dataset_id": "nope", "name": "x" * 300,
+        "base_checkpoint_id": "nope", "devices": {"kind": "cuda", "count": 64},
+        "config": {"learnig_rate": 1, "data_path": "/etc/passwd", "max_steps": 0, "tokenizer": "nope"}}))
+    assert said.keys() == {"priority", "nodes", "colour", "dataset_id", "name", "base_checkpoint_id", "devices",
+                           "config.learnig_rate", "config.data_path", "config.max_steps", "config.tokenizer"}
+    assert "learning_rate" in said["config.learnig_rate"] and "dataset_id" in said["config.data_path"]
+    assert "2 CPU cores" in said["devices"]
+    for message in said.values():
+        assert message[0].isupper() and "\n" not in message
+    assert api.get("/runs").json()["items"] == []
+
+
+@pytest.mark.parametrize("body, field", [
+    ({}, "stage"),
+    ({"stage": "pretrian"}, "stage"),
+    ({"stage": 7}, "stage"),
+    ({"stage": "pretrain", "config": []}, "config"),
+    ({"stage": "pretrain", "config": {"hidden_size": 100, "num_attention_heads": 8}}, "config.hidden_size"),
+    ({"stage": "pretrain", "config": {"preset": "tiny-cqu"}}, "config.preset"),
+    ({"stage": "pretrain", "devices": "gpu"}, "devices"),
+    ({"stage": "pretrain", "devices": []}, "devices"),
+    ({"stage": "pretrain", "devices": {"kind": "cpu", "count": True}}, "devices"),
+    ({"stage": "pretrain", "priority": True}, "priority"),
+    ({"stage": "pretrain", "priority": 1.5}, "priority"),
+    ({"stage": "pretrain", "priority": 10**12}, "priority"),
+    ({"stage": "tokenizer", "devices": {"kind": "cpu", "count": 2}}, "devices"),
+    ({"stage": "pretrain", "name": "a\nb"}, "name"),
+    ({"stage": "pretrain", "name": "a\x00b"}, "name"),
+    ({"stage": "pretrain", "name": "   "}, "name"),
+    ({"stage": "pretrain", "tags": ["\x07"]}, "tags.0"),
+    ({"stage": "pretrain", "notes": "a\x00b"}, "notes"),
+    ({"stage": "pretrain", "config": {"wandb_project": 3}}, "config.wandb_project"),
+])
+def test_what_cannot_be(api: Api, body: dict, field: str) -> None:
+    assert field in problems(api.post("/runs", body))
+    assert api.get("/runs").json()["items"] == []
+
+
+def test_what_a_run_stands_on_must_fit(api: Api) -> None:
+    dialogues, importing = add_dataset("conversations"), add_dataset(state="importing")
+    assert "layout conversations" in problems(api.post("/runs", {"stage": "pretrain", "dataset_id": dialogues}))[
+        "dataset_id"]
+    assert "importing" in problems(api.post("/runs", {"stage": "pretrain", "dataset_id": importing}))["dataset_id"]
+    training = add_tokenizer(state="training")
+    assert "training" in problems(api.post("/runs", {"stage": "pretrain", "config": {"tokenizer": training}}))[
+        "config.tokenizer"]
+    run = new_run(api, dataset_id=add_dataset("txt"))
+    base = add_checkpoint(api.data_dir, run["id"])
+    same, other = add_tokenizer(), add_tokenizer("e" * 64)
+    said = problems(api.post("/runs", {"stage": "sft", "base_checkpoint_id": base,
+                                       "config": {"tokenizer": other, "hidden_size": 64}}))
+    assert "another tokenizer" in said["config.tokenizer"] and "128" in said["config.hidden_size"]
+    kept = new_run(api, stage="sft", base_checkpoint_id=base, dataset_id=dialogues,
+                   config={"tokenizer": same, "max_steps": 1})
+    assert (kept["base_checkpoint_id"], kept["tokenizer_id"], kept["dataset_id"]) == (base, same, dialogues)
+    assert "no checkpoint" in problems(api.post("/runs", {"stage": "tokenizer", "base_checkpoint_id": base}))[
+        "base_checkpoint_id"]
+    with reading() as session:
+        Path(session.get(Checkpoint, base).path, "manifest.json").unlink()
+    assert "no longer there" in problems(api.post("/runs", {"stage": "sft", "base_checkpoint_id": base}))[
+        "base_checkpoint_id"]
+
+
+def test_a_full_disk_is_said_before_the_run(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.runs.preflight._free_bytes", lambda: 300 << 20)
+    assert api.post("/runs", {"stage": "pretrain", "config": TINY}).status_code == 201
+    answer = api.post("/runs", {"stage": "pretrain", "config": {"preset": "minimind-3", "max_steps": 1}})
+    assert answer.status_code == 507 and "GB are free" in answer.json()["error"]["message"]
+    assert len(api.get("/runs").json()["items"]) == 1
+
+
+def test_filters(api: Api) -> None:
+    first = new_run(api, name="Moon 100%", tags=["night", "a_b"])
+    second = new_run(api, stage="sft", config={"max_steps": 1}, name="sun", notes="the MOON is away", tags=["day"])
+    third = new_run(api, name="stars", tags=["night"])
+    api.post(f"/runs/{third['id']}/cancel")
+
+    def found(**params: object) -> list[str]:
+        return [r["name"] for r in api.get("/runs", **params).json()["items"]]
+
+    assert found() == ["stars", "sun", "Moon 100%"]
+    assert found(state="queued") == ["sun", "Moon 100%"]
+    assert found(state=["queued", "cancelled"]) == ["stars", "sun", "Moon 100%"]
+    assert found(stage="sft") == ["sun"]
+    assert found(tag="night") == ["stars", "Moon 100%"]
+    assert found(tag=["night", "a_b"]) == ["Moon 100%"]
+    assert found(tag="nigh") == [] and found(tag="a%b") == []
+    assert found(text="moon") == ["sun", "Moon 100%"]
+    assert found(text="100%") == ["Moon 100%"]
+    assert found(text="%") == ["Moon 100%"], "a wildcard is a letter"
+    assert found(text=second["id"][:10].upper()) == ["sun"]
+    assert found(text="'; DROP TABLE run; --") == []
+    assert api.get("/runs", state="flying").status_code == 422
+    assert api.get("/runs", text="a\x00b").status_code == 422
+    assert api.get(f"/runs/{first['id']}").status_code == 200
+
+
+def test_labels_can_be_changed_and_nothing_else(api: Api) -> None:
+    run = new_run(api)
+    changed = api.http.patch(f"/api/v1/runs/{run['id']}", json={
+        "name": "<script>alert(1)</script>", "notes": "ünïcode 😀\nline", "tags": ["x"], "priority": -5}).json()
+    assert (changed["name"], changed["notes"], changed["tags"], changed["priority"]) == (
+        "<script>alert(1)</script>", "ünïcode 😀\nline", ["x"], -5)
+    assert changed["updated_at"] >= run["updated_at"]
+    for body in ({"state": "completed"}, {"config": {}}, {"name": ""}, {"priority": "x"}, []):
+        assert api.http.patch(f"/api/v1/runs/{run['id']}", json=body).status_code == 422
+    assert api.get(f"/runs/{run['id']}").json() == changed
+
+
+def test_wishes(api: Api) -> None:
+    run = new_run(api)
+
+    def wish(what: str, body: object = None) -> tuple[int, str]:
+        answer = api.post(f"/runs/{run['id']}/{what}", body)
+        return answer.status_code, answer.json().get("state", "")
+
+    assert wish("pause") == (202, "paused")
+    before = api.get(f"/runs/{run['id']}").json()
+    assert wish("pause") == (202, "paused")
+    assert api.get(f"/runs/{run['id']}").json() == before, "a wish that stands changes nothing"
+    assert wish("resume", {"allow_changes": True}) == (202, "queued")
+    assert api.get(f"/runs/{run['id']}").json()["allow_changes"] is True
+    assert wish("resume", {}) == (202, "queued")
+    assert wish("resume", {"allow_change": True})[0] == 422
+    assert wish("cancel", {"save": True}) == (202, "cancelled")
+    assert wish("cancel") == (202, "cancelled")
+    for what in ("pause", "resume"):
+        answer = api.post(f"/runs/{run['id']}/{what}")
+        assert answer.status_code == 409 and "cancelled" in answer.json()["error"]["message"]
+
+
+def end(run_id: str, *path: str) -> None:
+    """Move a run through states as a worker would."""
+    with transaction() as session:
+        for to in path:
+            held = {"lease_owner": "x", "lease_host": "h", "lease_expires_at": 9e9}
+            assert states.move(session, session.get(Run, run_id), to, values=held if to == "starting" else None)
+
+
+def test_an_ended_run_refuses_wishes_and_can_be_deleted(api: Api) -> None:
+    run = new_run(api)
+    end(run["id"], "starting", "running")
+    assert api.http.delete(f"/api/v1/runs/{run['id']}").status_code == 409
+    end(run["id"], "completed")
+    for what in ("pause", "resume", "cancel"):
+        answer = api.post(f"/runs/{run['id']}/{what}")
+        assert answer.status_code == 409 and "completed" in answer.json()["error"]["message"]
+    base = add_checkpoint(api.data_dir, run["id"])
+    user = new_run(api, stage="sft", base_checkpoint_id=base, config={"max_steps": 1})
+    files = api.data_dir / "runs" / run["id"]
+    files.mkdir(parents=True)
+    (files / "run.json").write_text("{}")
+    answer = api.http.delete(f"/api/v1/runs/{run['id']}")
+    assert answer.status_code == 409 and user["name"] in answer.json()["error"]["message"]
+    api.post(f"/runs/{user['id']}/cancel")
+    assert api.http.delete(f"/api/v1/runs/{run['id']}").status_code == 204
+    assert api.get(f"/runs/{run['id']}").status_code == 404 and not files.exists()
+    with reading() as session:
+        assert session.query(Event).filter_by(topic=f"run:{run['id']}").count() == 0
+        assert session.get(Checkpoint, base) is None
+
+
+def test_a_clone_is_a_run_of_its_own(api: Api) -> None:
+    run = new_run(api, name="first", priority=2, tags=["t"])
+    answer = api.post(f"/runs/{run['id']}/clone", {"config": {"max_steps": 7}})
+    assert answer.status_code == 202
+    copy = answer.json()
+    assert copy["id"] != run["id"] and copy["parent_id"] == run["id"] and copy["name"] == "first (copy)"
+    assert copy["config"] == {**run["config"], "max_steps": 7}
+    assert (copy["priority"], copy["tags"], copy["state"]) == (2, ["t"], "queued")
+    assert "config.nonsense" in problems(api.post(f"/runs/{run['id']}/clone", {"config": {"nonsense": 1}}))
+
+
+def test_preflight_answers_for_the_same_body(api: Api) -> None:
+    answer = api.post("/preflight", {"stage": "pretrain", "config": TINY, "devices": {"kind": "cpu", "count": 2}})
+    assert answer.status_code == 200
+    said = answer.json()
+    assert said["parameters"] == 926784 and said["total_steps"] == 60 and said["world_size"] == 2
+    assert said["tokens_per_step"] == 2 * 4 * 256 and said["memory_bytes"] > 4 * said["parameters"]
+    assert "config.hidden_size" in problems(api.post("/preflight", {
+        "stage": "pretrain", "config": {"hidden_size": 100, "num_attention_heads": 8}}))
+    assert "measure" in problems(api.post("/preflight", {"stage": "pretrain", "measure": True}))
+    assert api.get("/runs").json()["items"] == []
+
+
+def test_stages_and_presets_describe_themselves(api: Api) -> None:
+    stages = {s["name"]: s for s in api.get("/stages").json()["items"]}
+    assert {"tokenizer", "pretrain", "sft"} <= stages.keys()
+    option = stages["pretrain"]["schema"]["properties"]["max_steps"]
+    assert option["description"] and option["group"] == "budget" and option["unit"] == "optimizer steps"
+    assert "data_path" not in stages["pretrain"]["schema"]["properties"]
+    presets = {p["name"]: p["parameters"] for p in api.get("/presets").json()["items"]}
+    assert presets["minimind-3"] == 63_912_192 and presets["minimind2-small"] == 25_829_888
+
+
+NAMES = ["..", "../../etc/passwd", "%2e%2e", "%252e%252e%252f", "..\\..\\x", "/etc/passwd", "C:\\x", "CON", "a/../b",
+         "．．／", "\u202eexe.txt", "x" * 4096, "-rf", "$(id)", "`id`", ";id", "a#b", "a?b", "*"]
+
+
+def test_hostile_ids_and_names_open_nothing(api: Api) -> None:
+    opened: list[str] = []
+    watching = True
+
+    def hook(event: str, arguments: tuple) -> None:
+        if watching and event == "open" and isinstance(arguments[0], str):
+            opened.append(arguments[0])
+
+    sys.addaudithook(hook)  # there is no way to remove one: it only looks while `watching`
+    for hostile in NAMES:
+        for place, tail in (("runs", "/logs"), ("datasets", "/preview"), ("tokenizers", ""), ("pipelines", ""),
+                            ("checkpoints", "/download"), ("jobs", "")):
+            for path in (quote(hostile, safe=""), quote(quote(hostile, safe=""), safe="")):
+                status = api.http.get(f"/api/v1/{place}/{path}{tail}").status_code
+                assert status in (404, 422), (place, path, tail, status)
+        answer = api.post("/runs", {"stage": "pretrain", "name": hostile, "dataset_id": hostile,
+                                    "base_checkpoint_id": hostile, "config": {"tokenizer": hostile}})
+        assert answer.status_code == 422
+    watching = False
+    data = str(api.data_dir)
+    assert [p for p in opened if not p.startswith(data) and ("passwd" in p or any(n in p for n in NAMES[:4]))] == []

@@ -1,0 +1,64 @@
+"""What every test shares: which tests run where, and one running studio per module that asks for it.
+
+Nothing of the studio is imported at the top: the core's tests run where only torch, numpy, tokenizers,
+safetensors and pydantic are installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+#: packages that a part of the tests needs; where one is missing that part is not collected
+NEEDED = {
+    "app": ("fastapi", "sqlalchemy", "httpx2", "redis"),
+    "worker": ("sqlalchemy", "celery", "redis", "psutil"),
+    "integration": ("fastapi", "sqlalchemy", "celery", "redis", "httpx2", "psutil"),
+}
+#: single files that need more than the core
+NEEDED_BY_FILE = {"test_architecture.py": ("fastapi", "sqlalchemy"), "test_repository.py": ("packaging", "yaml"),
+                  "minimind/test_lifeline.py": ("psutil",)}
+
+
+def _lacks(packages: tuple[str, ...]) -> bool:
+    return any(importlib.util.find_spec(name) is None for name in packages)
+
+
+collect_ignore = [name for name, packages in {**NEEDED, **NEEDED_BY_FILE}.items() if _lacks(packages)]
+
+# Settings of the developer's shell must not reach the tests. (STUDIO_TEST_* and STUDIO_PYTHON are for them.)
+for _name in [n for n in os.environ if n.startswith("STUDIO_") and not n.startswith(("STUDIO_TEST_", "STUDIO_PYTHON"))]:
+    del os.environ[_name]
+os.environ["WANDB_MODE"] = "offline"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not os.environ.get("STUDIO_TEST_ALL") and "slow" not in config.option.markexpr:
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        if slow:
+            config.hook.pytest_deselected(items=slow)
+            items[:] = [item for item in items if item not in slow]
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in on_gpu:
+                item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory):
+    """One running ``./studio up`` on a free port with a data directory of its own; stopped after the module."""
+    from tests.integration.studio import RunningStudio
+
+    running = RunningStudio(tmp_path_factory.mktemp("studio"))
+    running.start()
+    try:
+        yield running
+    finally:
+        running.close()

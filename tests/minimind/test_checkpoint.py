@@ -1,0 +1,145 @@
+"""Saving and reading checkpoints: whole or not at all, verified, and kept within bounds."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from minimind import checkpoint as saving
+from minimind.checkpoint import SaveFailed, apply_retention, load_model, remove_leftovers, save_checkpoint, save_weights
+from minimind.distributed import World
+from minimind.errors import CheckpointError
+from minimind.manifest import Manifest, newest_valid
+from minimind.model import MiniMindForCausalLM
+from minimind.optim import Optimizer
+from minimind.presets import ModelConfig
+from minimind.run_dir import RunDir
+from minimind.tokenizer import Tokenizer
+
+CONFIG = ModelConfig(vocab_size=400, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                     num_key_value_heads=1, head_dim=8, intermediate_size=32)
+
+
+def manifest(step: int, attempt: int = 1, eval_loss: float | None = None) -> Manifest:
+    return Manifest(stage="pretrain", step=step, tokens=step * 10, attempt=attempt, world_size=1, loss=1.0,
+                    eval_loss=eval_loss, model=CONFIG.as_dict(), config_fingerprint="c", data_fingerprint="d",
+                    tokenizer_fingerprint="t", lineage={"base": None}, versions={}, created_at=0.0)
+
+
+@pytest.fixture(scope="module")
+def parts() -> tuple[MiniMindForCausalLM, Optimizer, Tokenizer]:
+    model = MiniMindForCausalLM(CONFIG)
+    optimizer = Optimizer(model, "adamw", weight_decay=0.1, beta2=0.95)
+    ids = torch.randint(0, 400, (1, 8))
+    model(ids, targets=ids).backward()
+    optimizer.step(1e-3)
+    return model, optimizer, Tokenizer.train(["some words to learn from"] * 5, 320)
+
+
+@pytest.fixture
+def save(tmp_path: Path, parts) -> Callable[..., Path]:
+    model, optimizer, tokenizer = parts
+
+    def save(step: int, attempt: int = 1, eval_loss: float | None = None) -> Path:
+        return save_checkpoint(RunDir(tmp_path), World(), manifest(step, attempt, eval_loss), model,
+                               optimizer.state_dict(), {"step": step}, tokenizer)
+
+    return save
+
+
+def test_what_is_saved_is_read_back(tmp_path: Path, save, parts) -> None:
+    path = save(7)
+    assert path.name == "step-00000007-a1"
+    names = {p.name for p in path.iterdir()}
+    assert names == {"manifest.json", "model.safetensors", "optimizer.pt", "trainer.json", "rng-rank0.pt",
+                     "tokenizer.json", "tokenizer_config.json", "config.json"}
+    read = Manifest.read(path)
+    read.verify(path)
+    assert set(read.files) == names - {"manifest.json"} and read.bytes > 0
+    model, tokenizer = load_model(path)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), parts[0].parameters()))
+    assert tokenizer.fingerprint == parts[2].fingerprint
+    assert json.loads((path / "config.json").read_text())["architectures"] == ["Qwen3ForCausalLM"]
+
+
+def test_the_weights_file_depends_on_the_weights_alone(tmp_path: Path, save, parts) -> None:
+    one, other = save(1), save(2, attempt=3)
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    save_weights(dict(reversed(list(parts[0].state_dict().items()))), tmp_path / "turned")
+    assert (tmp_path / "turned").read_bytes() == (one / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest"])
+def test_damage_is_found(save, damage: str) -> None:
+    path = save(3)
+    file = path / ("manifest.json" if damage == "manifest" else "model.safetensors")
+    data = file.read_bytes()
+    if damage == "flip":
+        file.write_bytes(data[:-9] + bytes([data[-9] ^ 4]) + data[-8:])
+    elif damage == "remove":
+        file.unlink()
+    else:
+        file.write_bytes(data[:-5])
+    with pytest.raises(CheckpointError):
+        load_model(path)
+
+
+def test_newest_valid_follows_the_order_of_training(tmp_path: Path, save) -> None:
+    save(10)
+    save(40)
+    save(30, attempt=2)  # went back to 10 or so and trained anew
+    assert newest_valid(tmp_path)[0].name == "step-00000030-a2"
+    (tmp_path / "checkpoints/step-00000030-a2/trainer.json").unlink()
+    path, damaged = newest_valid(tmp_path)
+    assert path.name == "step-00000040-a1" and len(damaged) == 1
+    assert newest_valid(tmp_path / "nowhere") == (None, [])
+
+
+def test_saving_the_same_step_again_replaces_it(save) -> None:
+    first = Manifest.read(save(5)).created_at
+    assert Manifest.read(save(5)).created_at == first
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, save, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = save(1)
+
+    def full(*arguments: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saving.torch, "save", full)
+        with pytest.raises(SaveFailed, match="disk is full"):
+            save(2)
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(saving.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        with pytest.raises(SaveFailed, match="almost full"):
+            save(2)
+    assert [p.name for p in old.parent.iterdir()] == [old.name]
+    Manifest.read(old).verify(old)
+
+
+def test_leftovers_of_killed_attempts_go(tmp_path: Path, save) -> None:
+    path = save(1)
+    (path.parent / ".tmp-step-00000002-a1").mkdir()
+    remove_leftovers(RunDir(tmp_path))
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_retention(tmp_path: Path, save, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in range(10, 101, 10):
+        save(step, eval_loss=0.5 if step == 40 else 1.0)
+    (tmp_path / "checkpoints/step-00000060-a1.pin").touch()
+    assert apply_retention(RunDir(tmp_path), 100, 2) == []  # all of it is small
+    monkeypatch.setattr(saving, "KEEP_ALL_BYTES", 10)
+    apply_retention(RunDir(tmp_path), 100, 2)
+    kept = [int(p.name.split("-")[1]) for p in RunDir(tmp_path).checkpoint_dirs()]
+    # last two, best, the first of each half, the pinned one; 60 is also the first of the second half
+    assert kept == [100, 90, 60, 40, 10]
+    assert newest_valid(tmp_path)[0].name == "step-00000100-a1"

@@ -1,0 +1,175 @@
+"""The command line: flags, defaults, and one clear sentence for each mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from minimind import cli, job
+from minimind.config import STAGES
+from minimind.errors import ConfigError
+from minimind.run_dir import RunDir, write_json
+from tests.minimind.training import TINY, result, run, write_dialogues, write_texts
+
+
+def test_no_arguments_pretrain() -> None:
+    command = cli.parse([])
+    assert (command.stage, command.values, command.resume, command.out) == ("pretrain", {}, None, None)
+
+
+@pytest.mark.parametrize(("words", "value"), [
+    (["--use_compile"], True), (["--use_compile", "1"], True), (["--use_compile=true"], True),
+    (["--use_compile", "0"], False), (["--use_compile", "False"], False), (["--no_use_compile"], False),
+])
+def test_booleans(words: list[str], value: bool) -> None:
+    assert cli.parse(["sft", *words]).values == {"use_compile": value}
+
+
+def test_values_have_their_types() -> None:
+    command = cli.parse(["pretrain", "--batch_size", "4", "--learning_rate", "1e-3", "--languages", "en,zh",
+                         "--out", "x", "--resume", "auto", "--allow_changes"])
+    assert command.values == {"batch_size": 4, "learning_rate": 1e-3, "languages": ["en", "zh"]}
+    assert command.out == Path("x") and command.resume == "auto" and command.allow_changes is True
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES))
+def test_help_lists_every_option_with_its_default(stage: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as raised:
+        cli.parse([stage, "--help"])
+    assert raised.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name, info in STAGES[stage].model_fields.items():
+        assert f"--{name} " in text, name
+        assert " ".join(info.description.split())[:40] in text
+    assert text.count("Default: ") >= len(STAGES[stage].model_fields)
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["pretrian"], "Did you mean 'pretrain'"),
+    (["--bach_size", "3"], "Did you mean --batch_size"),
+    (["--batch_size", "many"], "batch_size"),
+    (["--use_compile", "perhaps"], "neither true nor false"),
+    (["pretrain", "more"], "stands where no value goes"),
+    (["--attempt", "1"], "--attempt needs --out"),
+    (["--batch"], "no option --batch"),
+])
+def test_mistakes_are_named(words: list[str], says: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        cli.parse(words)
+    assert says in str(raised.value)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_texts(tmp_path / "data.jsonl")
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["--hidden_size", 30, "--num_attention_heads", 4], "not divisible"),
+    (["--device", "cuda"], "no CUDA device"),
+    (["--device", "tpu"], "no device named 'tpu'"),
+    (["--dtype", "float16"], "float16 cannot be trained on a CPU"),
+    (["--attention", "flash_attn"], "needs a CUDA device"),
+    (["--data_path", "nowhere.jsonl"], "no file or directory nowhere.jsonl"),
+    (["--from_weight", "nowhere"], "no checkpoint nowhere"),
+    (["--use_moe"], "not available"),
+    (["--max_seq_len", 4], "max_seq_len = 4"),
+    (["--preset", "huge"], "no preset named 'huge'"),
+    (["--tokenizer", "nowhere"], "tokenizer.json"),
+])
+def test_one_sentence_and_exit_2(tmp_path: Path, data: Path, words: list[object], says: str,
+                                 capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    code = run("pretrain", *[w for w in TINY if w not in ("--device", "cpu")], "--out", tmp_path / "run",
+               "--data_path", data, "--cache_dir", tmp_path / "cache", "--max_steps", 1, *words)
+    assert code == 2
+    error = capfd.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and says in error
+    if (tmp_path / "run/attempts/1").exists():
+        assert result(tmp_path / "run")["status"] == "failed" and says in result(tmp_path / "run")["error"]["message"]
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+@pytest.mark.parametrize(("content", "says"), [
+    (b'{"text": "fine"}\n{"text": \n', "line 2"), (b"", "empty"), (b'{"text": "\xff\xfe"}\n', "UTF-8"),
+    (b'{"text": 3}\n', "line 1"), (b'{"prompt": "x", "completion": "y"}\n', "text"),
+])
+def test_bad_data(tmp_path: Path, content: bytes, says: str, capfd: pytest.CaptureFixture) -> None:
+    (tmp_path / "bad.jsonl").write_bytes(content)
+    code = run("pretrain", *TINY, "--out", tmp_path / "run", "--data_path", tmp_path / "bad.jsonl", "--cache_dir",
+               tmp_path / "cache", "--max_steps", 1)
+    assert code == 2 and says in capfd.readouterr().err
+    assert result(tmp_path / "run")["error"]["class"] == "DATA"
+    assert not any((tmp_path / "cache").rglob("*.tmp"))
+
+
+def test_the_wrong_layout_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    write_dialogues(tmp_path / "d.jsonl")
+    assert run("pretrain", *TINY, "--out", tmp_path / "run", "--data_path", tmp_path / "d.jsonl") == 2
+    assert "layout conversations" in capfd.readouterr().err
+
+
+def test_the_life_of_a_run_directory(tmp_path: Path, data: Path, capfd: pytest.CaptureFixture) -> None:
+    arguments = [*TINY, "--data_path", data, "--cache_dir", tmp_path / "cache", "--max_steps", 2, "--save_dir",
+                 tmp_path / "runs"]
+    # with no run to continue, auto starts one
+    assert run("pretrain", "--resume", "auto", *arguments) == 0
+    [made] = (tmp_path / "runs").iterdir()
+    assert made.name.startswith("pretrain-") and json.loads((made / "run.json").read_text())["stage"] == "pretrain"
+    weights = (made / "checkpoints/step-00000002-a1/model.safetensors").stat().st_mtime_ns
+    # a non-empty directory is not overwritten
+    assert run("pretrain", "--out", made, *arguments) == 2
+    assert "is not empty" in capfd.readouterr().err
+    # a completed run says so
+    assert run("pretrain", "--out", made, "--resume", "auto") == 0
+    assert "is completed" in capfd.readouterr().out
+    assert [a.number for a in RunDir(made).attempts()] == [1]
+    assert (made / "checkpoints/step-00000002-a1/model.safetensors").stat().st_mtime_ns == weights
+    # another stage, another learning rate
+    assert run("sft", "--out", made, "--resume", "auto") == 2
+    assert "is of the stage pretrain" in capfd.readouterr().err
+    assert run("pretrain", "--resume", made, "--learning_rate", 0.5) == 2
+    assert "learning_rate was None and is 0.5 now" in capfd.readouterr().err
+    # a directory that is no run
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").touch()
+    assert run("pretrain", "--out", tmp_path / "other", "--resume", "auto") == 2
+    assert "is not a run" in capfd.readouterr().err
+    assert run("pretrain", "--resume", tmp_path / "nowhere") == 2
+
+
+def test_auto_passes_over_a_start_that_failed_at_once(tmp_path: Path) -> None:
+    """A mistyped path after a paused run must not hide that run from ``--resume auto``."""
+    for age, name, status in ((20, "paused", "paused"), (10, "typo", "failed")):
+        run_dir = RunDir(tmp_path / name)
+        attempt = run_dir.make_attempt()
+        write_json(run_dir.config, {"stage": "pretrain"})
+        attempt.write_result(status, 0, None)
+        os.utime(run_dir.config, (time.time() - age,) * 2)
+    command = cli.parse(["pretrain", "--resume", "auto", "--save_dir", str(tmp_path)])
+    assert job._newest_unfinished(command).path == tmp_path / "paused"
+
+
+def test_the_tokenizer_stage(tmp_path: Path, data: Path) -> None:
+    assert run("tokenizer", "--out", tmp_path / "run", "--data_path", data, "--vocab_size", 350, "--cache_dir",
+               tmp_path / "cache") == 0
+    assert {p.name for p in (tmp_path / "run/tokenizer").iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
+    assert result(tmp_path / "run") == {"attempt": 1, "status": "completed", "step": 0, "checkpoint": None,
+                                        "error": None}
+    # and a run that uses it
+    assert run("pretrain", *TINY, "--out", tmp_path / "second", "--data_path", data, "--tokenizer",
+               tmp_path / "run/tokenizer", "--cache_dir", tmp_path / "cache", "--max_steps", 1) == 0
+
+
+def test_a_tokenizer_that_is_not_the_bases_is_refused(tmp_path: Path, data: Path,
+                                                      capfd: pytest.CaptureFixture) -> None:
+    common = ["--data_path", data, "--cache_dir", tmp_path / "cache"]
+    assert run("tokenizer", "--out", tmp_path / "t", "--vocab_size", 350, *common) == 0
+    assert run("pretrain", *TINY, "--out", tmp_path / "base", "--max_steps", 1, *common) == 0
+    assert run("pretrain", *TINY, "--out", tmp_path / "run", "--max_steps", 1, *common, "--from_weight",
+               tmp_path / "base", "--tokenizer", tmp_path / "t/tokenizer") == 2
+    assert "is not the one that the checkpoint" in capfd.readouterr().err

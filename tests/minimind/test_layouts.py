@@ -1,0 +1,134 @@
+"""Layouts: every bad file is refused in one sentence that names the line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from minimind.data.layouts import detect_layout, iter_rows, scan
+from minimind.errors import DataError
+
+GOOD = {
+    "text": {"text": "Anna lives in Lisbon."},
+    "conversations": {"conversations": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
+    "dpo": {"chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
+            "rejected": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "No"}]},
+}
+
+
+def talk(*messages: dict) -> dict:
+    return {"conversations": list(messages)}
+
+
+USER = {"role": "user", "content": "Hi"}
+ANSWER = {"role": "assistant", "content": "Hello"}
+
+
+@pytest.mark.parametrize("layout", GOOD)
+def test_good_rows_come_back_with_their_line_numbers(tmp_path, layout):
+    path = tmp_path / "data.jsonl"
+    line = json.dumps(GOOD[layout], ensure_ascii=False)
+    path.write_bytes(b"\xef\xbb\xbf" + f"{line}\r\n\n{line}".encode())
+    assert detect_layout(path) == layout
+    assert list(iter_rows(path)) == [(1, GOOD[layout]), (3, GOOD[layout])]
+    assert scan(path).rows == 2
+
+
+def test_paragraphs_of_plain_text_are_documents(tmp_path):
+    path = tmp_path / "data.txt"
+    path.write_text("\n\nOne.\nStill one.\n \n\nTwo 二.\n", encoding="utf-8")
+    assert list(iter_rows(path)) == [(3, {"text": "One.\nStill one."}), (7, {"text": "Two 二."})]
+    result = scan(path)
+    assert (result.layout, result.rows, result.bytes) == ("txt", 2, path.stat().st_size)
+
+
+def test_a_directory_is_its_files_in_order(tmp_path):
+    for name, text in (("b.jsonl", "second"), ("a.jsonl", "first"), ("notes.md", "ignored")):
+        (tmp_path / name).write_text(json.dumps({"text": text}))
+    assert [row["text"] for _, row in iter_rows(tmp_path)] == ["first", "second"]
+
+
+@pytest.mark.parametrize(("layout", "bad", "said", "field"), [
+    ("text", '{"text": "x"', "not valid JSON", None),
+    ("text", '"text"', "JSON text, not an object", None),
+    ("text", "[" * 100_000, "nested too deeply", None),
+    ("text", '{"text": ' + "9" * 5000 + "}", "too long", None),
+    ("text", '{"content": "x"}', "text is missing", "text"),
+    ("text", '{"text": null}', "text is null, not text", "text"),
+    ("text", '{"text": 5}', "text is number, not text", "text"),
+    ("text", '{"text": " "}', "text is empty", "text"),
+    ("conversations", '{"messages": []}', "conversations is missing", "conversations"),
+    ("conversations", '{"conversations": "x"}', "is text, not a list", "conversations"),
+    ("conversations", '{"conversations": []}', "conversations is empty", "conversations"),
+    ("conversations", json.dumps(talk(USER)), "no message of the assistant", "conversations"),
+    ("conversations", json.dumps(talk(USER, {"role": "bot", "content": "x"})), "role is 'bot'",
+     "conversations[1].role"),
+    ("conversations", json.dumps(talk({"role": "user"}, ANSWER)), "content is missing", "conversations[0].content"),
+    ("conversations", json.dumps(talk({"role": "user", "content": ["x"]}, ANSWER)), "content is list",
+     "conversations[0].content"),
+    ("conversations", json.dumps(talk({"role": "user", "content": ""}, ANSWER)), "content is empty",
+     "conversations[0].content"),
+    ("conversations", json.dumps(talk({"from": "human", "value": "x"})), "from/value", "conversations[0]"),
+    ("conversations", json.dumps(talk("x")), "is a JSON text", "conversations[0]"),
+    ("conversations", json.dumps(talk(USER, {**ANSWER, "tool_calls": "{"})), "tool_calls is not a JSON list",
+     "conversations[1].tool_calls"),
+    ("dpo", json.dumps({"chosen": GOOD["dpo"]["chosen"]}), "rejected is missing", "rejected"),
+])
+def test_the_first_bad_line_is_named(tmp_path, layout, bad, said, field):
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps(GOOD[layout]) + "\n" + bad + "\n" + "also bad\n")
+    with pytest.raises(DataError, match="data.jsonl line 2.*" + said.replace("[", r"\[")) as caught:
+        list(iter_rows(path, layout))
+    assert caught.value.line == 2
+    assert caught.value.field == field
+    assert caught.value.hint
+    with pytest.raises(DataError, match="line 2"):
+        scan(path, layout)
+
+
+@pytest.mark.parametrize(("content", "said", "line"), [
+    (b"", "is empty", None),
+    (b"\n \n", "is empty", None),
+    ('{"text": "x"}'.encode("utf-16"), "is UTF-16", 1),
+    (b'{"text": "x"}\n{"text": "\xe9t\xe9"}\n', "line 2 is not UTF-8", 2),
+    (b'{"text": "a\x00"}', "zero byte", 1),
+    (b'{"foo": 1}\n', "none of the fields", 1),
+    (b'{"instruction": "x", "output": "y"}\n', "none of the fields.*Alpaca", 1),
+    (b'[\n{"text": "x"}\n]\n', "not valid JSON.*one object a line", 1),
+])
+def test_files_that_are_no_data(tmp_path, content, said, line):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"(?s){said}") as caught:
+        list(iter_rows(path))
+    assert caught.value.line == line
+
+
+def test_missing_paths_and_unknown_layouts(tmp_path):
+    with pytest.raises(DataError, match="no file"):
+        scan(tmp_path / "no.jsonl")
+    with pytest.raises(DataError, match="no data file in the directory"):
+        scan(tmp_path)
+    (tmp_path / "x.txt").write_text("x")
+    with pytest.raises(DataError, match="no layout named 'csv'"):
+        scan(tmp_path / "x.txt", "csv")
+
+
+def test_the_wrong_layout_says_which_one_it_is(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps(GOOD["conversations"]))
+    with pytest.raises(DataError, match="text is missing.*layout conversations"):
+        list(iter_rows(path, "text"))
+
+
+def test_scan_warns_stops_and_reports(tmp_path):
+    path = tmp_path / "data.jsonl"
+    rows = [talk(USER, ANSWER), talk(USER, ANSWER, {"role": "user", "content": "lost \ufffd"})] * 1500
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    seen = []
+    result = scan(path, progress=lambda done, total: seen.append((done, total)))
+    assert result.rows == 3000 and len(result.warnings) == 2
+    assert seen == sorted(seen) and seen[-1] == (path.stat().st_size,) * 2
+    assert scan(path, limit=10).rows == 10
+    assert scan(path, should_stop=lambda: True).rows == 1000

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+
+from tests import database_rig
+
+
+@pytest.fixture(params=database_rig.backends())
+def database(request, tmp_path, monkeypatch):
+    """A new database on the backend that the environment names; its URL."""
+    yield from database_rig.make_database(request.param, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def runners(database):
+    """Runners with a fake trainer; none of them, and nothing below them, is left after the test."""
+    from sqlalchemy import select
+
+    from app.core import db
+    from app.core.models import Run
+    from tests.worker.runner_rig import FakeRunners
+    from worker import processes
+
+    started = FakeRunners()
+    database_rig.add_host(boot_id=processes.boot_id())
+    yield started
+    started.close()
+    with db.reading() as session:
+        ours = set(session.scalars(select(Run.id)))
+    left = {pid: mark for pid, mark in processes.all_marked().items() if mark.split("/")[0] in ours}
+    assert not left, f"processes are left: {left}"

@@ -1,0 +1,175 @@
+"""Imports and tokenizers: whole or not at all, with the line of the first mistake."""
+
+from __future__ import annotations
+
+import errno
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from app.core import db, queue
+from app.core.models import Dataset, Job, TokenizerRow
+from app.core.settings import get_settings
+from minimind.tokenizer import Tokenizer
+from tests.database_rig import HOST, add_host
+from worker import jobs
+from worker.reconciler import Reconciler, start_job
+
+
+@pytest.fixture(autouse=True)
+def host(database):
+    add_host()
+
+
+def make_import(content: bytes | None, *, filename: str = "mine.jsonl", layout: str = "auto",
+                starter: dict | None = None) -> tuple[str, int]:
+    upload = None
+    if content is not None:
+        upload = get_settings().uploads_dir / "u1"
+        upload.parent.mkdir(exist_ok=True)
+        upload.write_bytes(content)
+    with db.transaction() as session:
+        session.add(Dataset(id="d1", name="mine", user_id="local", layout=layout, state="importing", warnings=[],
+                            source={"kind": "upload", "filename": filename}, created_at=0))
+        queue.enqueue_job(session, "dataset_import", {"dataset_id": "d1", "upload_path": upload and str(upload),
+                                                      "starter": starter, "layout": layout}, user_id="local")
+    return claim()
+
+
+def claim() -> tuple[str, int]:
+    with db.transaction() as session:
+        return queue.claim_job(session, HOST)
+
+
+def dataset() -> Dataset:
+    with db.reading() as session:
+        return session.get(Dataset, "d1")
+
+
+def job(job_id: str) -> Job:
+    with db.reading() as session:
+        return session.get(Job, job_id)
+
+
+def left_on_disk() -> list[str]:
+    """Files of uploads, datasets and tokenizers, hidden ones too."""
+    root = get_settings().data_dir
+    return sorted(str(p.relative_to(root)) for d in ("uploads", "datasets", "tokenizers")
+                  for p in (root / d).rglob("*") if p.is_file())
+
+
+def test_an_upload_becomes_a_dataset(database):
+    rows = b"".join(json.dumps({"text": f"row {i} \xe9"}).encode() + b"\n" for i in range(2500))
+    job_id, attempt = make_import(rows)
+    assert jobs.execute(job_id, attempt) == "completed"
+    made = dataset()
+    assert (made.state, made.layout, made.rows, made.bytes) == ("ready", "text", 2500, len(rows))
+    assert Path(made.path).read_bytes() == rows and len(made.sha256) == 64
+    assert left_on_disk() == ["datasets/d1/data.jsonl"], "the upload is gone"
+    assert job(job_id).state == "completed" and job(job_id).progress["total"] == len(rows)
+
+
+def test_plain_text_stays_plain_text(database):
+    job_id, attempt = make_import(b"one\n\ntwo\n", filename="book.TXT")
+    assert jobs.execute(job_id, attempt) == "completed"
+    assert dataset().layout == "txt" and dataset().rows == 2 and dataset().path.endswith("data.txt")
+
+
+def test_the_starter_corpus_is_written(database):
+    job_id, attempt = make_import(None, starter={"part": "dialogues", "minutes": 0.5, "languages": None, "seed": 7})
+    assert jobs.execute(job_id, attempt) == "completed"
+    assert dataset().layout == "conversations" and dataset().rows > 10
+
+
+@pytest.mark.parametrize(("content", "layout", "line", "words"), [
+    (b'{"text": "a"}\n{"text": \n', "auto", 2, "mine.jsonl line 2 is not valid JSON"),
+    (b'{"text": "a"}\n', "conversations", 1, "mine.jsonl line 1"),
+    (b"", "auto", None, "mine.jsonl is empty"),
+    (b'{"text": "a"}\n{"text": "\xff"}\n', "auto", 2, "not UTF-8"),
+    (b'{"x": 1}\n', "auto", 1, "mine.jsonl line 1"),
+])
+def test_a_bad_file_is_one_sentence_and_leaves_nothing(database, content, layout, line, words):
+    job_id, attempt = make_import(content, layout=layout)
+    assert jobs.execute(job_id, attempt) == "failed"
+    made = dataset()
+    assert made.state == "failed" and words in made.error["message"] and made.error["line"] == line
+    assert made.error == job(job_id).error and left_on_disk() == []
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(database, monkeypatch):
+    job_id, attempt = make_import(b'{"text": "a"}\n')
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(jobs, "_settle_on_disk", full)
+    assert jobs.execute(job_id, attempt) == "failed"
+    assert dataset().error["class"] == "DISK_FULL" and "disk" in dataset().error["message"]
+    assert left_on_disk() == []
+
+
+def test_a_cancelled_import_stops_and_leaves_nothing(database, monkeypatch):
+    monkeypatch.setattr(jobs, "PROGRESS_EVERY_S", 0.0)
+    job_id, attempt = make_import(b'{"text": "a"}\n' * 5000)
+    with db.transaction() as session:
+        queue.request_cancel_job(session, session.get(Job, job_id))
+    assert jobs.execute(job_id, attempt) == "cancelled"
+    assert job(job_id).state == "cancelled" and dataset().state == "failed" and left_on_disk() == []
+
+
+def test_a_process_whose_job_was_given_on_changes_nothing(database):
+    job_id, attempt = make_import(b'{"text": "a"}\n')
+    with db.transaction() as session:
+        queue.lose_job(session, session.get(Job, job_id))
+    second = claim()
+    assert jobs.execute(job_id, attempt) == "lost"
+    assert job(job_id).state == "running" and dataset().state == "importing"
+    assert jobs.execute(*second) == "completed"
+
+
+def test_a_job_whose_process_is_killed_twice_leaves_nothing(database):
+    job_id, attempt = make_import(None, starter={"part": "text", "minutes": 60})
+    reconciler = Reconciler(HOST)
+    for state in ("queued", "failed"):
+        process = start_job(job_id, attempt)
+        deadline = time.monotonic() + 60
+        while not left_on_disk():
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+        with db.transaction() as session:
+            session.get(Job, job_id).started_at = 0
+        reconciler.reconcile()
+        assert job(job_id).state == state
+        if state == "queued":
+            job_id, attempt = claim()
+    assert "killed twice" in job(job_id).error["message"]
+    assert dataset().state == "failed" and left_on_disk() == []
+
+
+def test_a_tokenizer_is_trained_from_a_dataset(database):
+    assert jobs.execute(*make_import(b'{"text": "the cat sat on the mat"}\n' * 50)) == "completed"
+    with db.transaction() as session:
+        session.add(TokenizerRow(id="t1", name="t", user_id="local", state="training", source={}, created_at=0))
+        queue.enqueue_job(session, "tokenizer_train", {"tokenizer_id": "t1", "dataset_id": "d1", "vocab_size": 320},
+                          user_id="local")
+    assert jobs.execute(*claim()) == "completed"
+    with db.reading() as session:
+        row = session.get(TokenizerRow, "t1")
+    assert row.state == "ready" and Tokenizer.load(row.path).fingerprint == row.fingerprint
+    assert row.vocab_size == Tokenizer.load(row.path).vocab_size
+
+
+def test_an_impossible_vocabulary_is_said(database):
+    assert jobs.execute(*make_import(b'{"text": "a"}\n')) == "completed"
+    with db.transaction() as session:
+        session.add(TokenizerRow(id="t1", name="t", user_id="local", state="training", source={}, created_at=0))
+        queue.enqueue_job(session, "tokenizer_train", {"tokenizer_id": "t1", "dataset_id": "d1", "vocab_size": 5},
+                          user_id="local")
+    assert jobs.execute(*claim()) == "failed"
+    with db.reading() as session:
+        row = session.get(TokenizerRow, "t1")
+    assert row.state == "failed" and "too small" in row.error["message"]

@@ -1,0 +1,152 @@
+"""The worker of a host as a process: with and without a broker, ended politely, killed, and started again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from app.core import channels, db, queue, states
+from app.core.models import Dataset, Host, Run, TokenizerRow
+from app.core.settings import get_settings
+from minimind.tokenizer import Tokenizer
+from tests.database_rig import add_run, get_run
+from tests.worker.runner_rig import ROOT, attempt_of, checkpoints_of, is_dense, wait_for_state, wait_until
+from worker import broker
+
+pytestmark = pytest.mark.integration
+
+
+@contextlib.contextmanager
+def worker(*arguments: str, module: str = "tests.worker.worker_rig") -> Iterator[subprocess.Popen]:
+    """A running worker, killed at the end if it still is."""
+    log = get_settings().data_dir / "worker.log"
+    with open(log, "ab") as output:
+        process = subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=ROOT, stdout=output,
+                                   stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def stop(process: subprocess.Popen, timeout_s: float = 20) -> None:
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=timeout_s) == 0, (get_settings().data_dir / "worker.log").read_text()[-3000:]
+
+
+def celery_of(process: subprocess.Popen) -> list[psutil.Process]:
+    return [p for p in psutil.Process(process.pid).children() if "celery" in p.cmdline()]
+
+
+def test_without_a_broker_runs_and_jobs_are_found_by_looking(runners, monkeypatch):
+    monkeypatch.setenv("FAKE_TRAINER", json.dumps({"steps": 10}))
+    with worker() as process:
+        run_id = add_run()
+        with db.transaction() as session:
+            session.add(Dataset(id="d1", name="d", user_id="local", layout="auto", state="importing", created_at=0,
+                                source={"kind": "starter"}, warnings=[]))
+            queue.enqueue_job(session, "dataset_import", {
+                "dataset_id": "d1", "upload_path": None, "layout": "auto",
+                "starter": {"part": "text", "minutes": 0.5, "languages": ["en"], "seed": 1}}, user_id="local")
+        wait_for_state(run_id, "completed", timeout_s=40)
+
+        def dataset() -> Dataset:
+            with db.reading() as session:
+                return session.get(Dataset, "d1")
+
+        wait_until(lambda: dataset().state == "ready", timeout_s=40)
+        with db.reading() as session:
+            host = session.get(Host, "here")
+            assert host.worker_pid == process.pid and host.cpu_slots >= 1 and "torch" in host.versions
+        stop(process)
+
+
+def test_a_run_outlives_its_worker_and_is_adopted_by_the_next(runners, monkeypatch):
+    monkeypatch.setenv("FAKE_TRAINER", json.dumps({"steps": 400, "step_s": 0.05}))
+    with worker() as first:
+        run_id = add_run()
+        wait_until(lambda: checkpoints_of(run_id), timeout_s=40)
+        celery = celery_of(first)
+        first.kill()
+        first.wait()
+        wait_until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in celery), timeout_s=5)
+    with worker() as second:
+        wait_until(lambda: _host_is_of(second.pid), timeout_s=40)
+        before = get_run(run_id).progress["step"]
+        wait_until(lambda: get_run(run_id).progress["step"] > before + 20)
+        stop(second)  # politely, without draining: it leaves the run alone too
+    assert get_run(run_id).state == "running" and get_run(run_id).attempt == 1
+    with worker("--drain") as third:
+        pid = attempt_of(run_id, 1).runner_pid
+        wait_until(lambda: _host_is_of(third.pid), timeout_s=40)
+        stop(third, timeout_s=45)
+    run = get_run(run_id)
+    assert (run.state, run.desired, run.attempt) == ("queued", "run", 1)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert checkpoints_of(run_id)[-1].step == run.progress["step"] and is_dense(run_id)
+
+
+def _host_is_of(pid: int) -> bool:
+    with db.reading() as session:
+        return session.get(Host, "here").worker_pid == pid
+
+
+@pytest.fixture
+def bell(database, monkeypatch) -> Iterator[None]:
+    """A broker that this test's processes can reach: STUDIO_TEST_REDIS_URL, else the embedded one."""
+    url = os.environ.get("STUDIO_TEST_REDIS_URL")
+    server = None
+    if not url:
+        embedded = broker.prepare(Path(get_settings().data_dir))
+        url = embedded.url
+        server = subprocess.Popen(embedded.command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        wait_until(lambda: broker.answers(url))
+    monkeypatch.setenv("STUDIO_REDIS_URL", url)
+    monkeypatch.setenv("STUDIO_REDIS_PREFIX", f"test-{os.getpid()}")
+    get_settings.cache_clear()
+    channels._after_fork()  # senders that know the old address
+    yield
+    channels._after_fork()
+    if server is not None:
+        server.terminate()
+        server.wait()
+
+
+def test_celery_starts_a_run_by_the_bell_alone_and_its_tokenizer_is_kept(runners, bell, monkeypatch):
+    """The worker looks by itself only once an hour: what starts the run is the message. The trainer is the real one."""
+    monkeypatch.setenv("POLL_S", "3600")
+    with worker() as process:
+        wait_until(lambda: _host_is_of(process.pid), timeout_s=40)
+        wait_until(lambda: celery_of(process) and celery_of(process)[0].children(), timeout_s=40)
+        run_id = add_run(stage="tokenizer", config={"vocab_size": 400, "languages": ["en"]},
+                         devices={"kind": "cpu", "count": 1})
+        run = wait_for_state(run_id, "completed", "failed", timeout_s=90)
+        assert run.state == "completed", run.error
+        with db.reading() as session:
+            row = session.get(TokenizerRow, run_id)
+        assert Tokenizer.load(row.path).fingerprint == row.fingerprint and row.vocab_size <= 400
+        stop(process)
+
+
+def test_a_wish_rings_the_runner(runners, bell, monkeypatch):
+    """Well under the poll interval of the row."""
+    monkeypatch.setenv("FAKE_TRAINER", json.dumps({"steps": 1000, "step_s": 0.02}))
+    run_id = add_run()
+    runners.claim_and_start()
+    wait_for_state(run_id, "running")
+    with channels.client() as client:
+        wait_until(lambda: client.pubsub_numsub(channels.runner_channel(run_id))[0][1] == 1)
+    with db.transaction() as session:
+        states.request_pause(session, session.get(Run, run_id))
+    wait_for_state(run_id, "paused", timeout_s=10)
