@@ -1,0 +1,16 @@
+# One image for web, worker and inference; docker-compose.yml says which role a container plays.
+FROM python:3.11-slim
+
+RUN useradd --create-home --uid 1000 studio && mkdir /data && chown studio /data
+WORKDIR /studio
+COPY requirements.txt .
+RUN pip install --no-cache-dir -r requirements.txt
+COPY . .
+
+USER studio
+ENV STUDIO_PYTHON=python3 \
+    STUDIO_DATA_DIR=/data \
+    PYTHONUNBUFFERED=1
+VOLUME /data
+ENTRYPOINT ["./studio"]
+CMD ["web", "--host", "0.0.0.0"]
