@@ -25,6 +25,7 @@ from app.auth.deps import User
 from app.auth.service import Identity
 from app.core.db import reading
 from app.core.errors import AppError, Unavailable, as_app_error
+from app.core.tasks import end
 from app.live_hub import (
     PAGE,
     SEND_LIMIT_S,
@@ -100,11 +101,10 @@ class Connection:
         finally:
             self.hub.on_reset.discard(self._reset)
             self.hub.leave(self.client)
-            for task in [*tasks, *self.topics.values()]:
-                task.cancel()
-            await asyncio.gather(*tasks, *self.topics.values(), return_exceptions=True)
+            await end(*tasks, *self.topics.values())
             with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
-                await asyncio.wait_for(self.websocket.close(code, reason), CLOSE_LIMIT_S)
+                async with asyncio.timeout(CLOSE_LIMIT_S):
+                    await self.websocket.close(code, reason)
 
     # -- tasks ----------------------------------------------------------------------------------------------------
 
@@ -125,7 +125,8 @@ class Connection:
         while True:
             text = await self.client.next()
             try:
-                await asyncio.wait_for(self.websocket.send_text(text), SEND_LIMIT_S)
+                async with asyncio.timeout(SEND_LIMIT_S):
+                    await self.websocket.send_text(text)
             except TimeoutError:
                 raise _Close(TOO_SLOW, "too slow") from None
 
@@ -175,8 +176,7 @@ class Connection:
     async def _leave(self, topic: str) -> None:
         task = self.topics.pop(topic, None)
         if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end(task)
         self.hub.leave(self.client, topic)
 
     def _complain(self, topic: str | None, message: str, code: str = "INVALID") -> None:

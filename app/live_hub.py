@@ -26,6 +26,7 @@ from app.core.logging import get_logger
 from app.core.models import Installation, Pipeline, Run
 from app.core.rest import Paging
 from app.core.settings import get_settings
+from app.core.tasks import end
 from app.pipelines.service import get_pipeline, shown
 from app.runs.queries import event_out, events_after, list_runs
 from app.runs.schemas import RunOut
@@ -78,7 +79,8 @@ class Client:
         while self._queue.qsize() > MAX_WAITING_MESSAGES // 2 or self._bytes > MAX_WAITING_BYTES // 2:
             self._room.clear()
             try:
-                await asyncio.wait_for(self._room.wait(), SEND_LIMIT_S)
+                async with asyncio.timeout(SEND_LIMIT_S):
+                    await self._room.wait()
             except TimeoutError:
                 self.give_up()
                 return False
@@ -122,9 +124,7 @@ class Hub:
                        asyncio.create_task(self._listen())]
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(*self._tasks)
 
     # -- followers ------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,8 @@ SEND_LIMIT_S = 1.0
 #: after a failure nothing is tried for this long: a broker that is away must not cost a second per message
 QUIET_AFTER_FAILURE_S = 1.0
 _MAX_PENDING = 10_000
+#: the two connections that messages leave through; either can fail without the other
+BROKER, CELERY = "broker", "celery"
 
 
 def live_channel() -> str:
@@ -40,28 +42,29 @@ def notify(topic: str, seq: int) -> None:
     """Tell live listeners that ``topic`` has events up to ``seq``. Call after the commit."""
     channel = live_channel()
     message = json.dumps({"topic": topic, "seq": seq})
-    background.post(("live", topic), lambda: _publish(channel, message))
+    background.post(BROKER, ("live", topic), lambda: _publish(channel, message))
 
 
 def wake_runner(run_id: str) -> None:
     """Tell the runner of ``run_id`` to look at its row now. Call after the commit."""
     channel = runner_channel(run_id)
-    background.post(("runner", run_id), lambda: _publish(channel, "wish"))
+    background.post(BROKER, ("runner", run_id), lambda: _publish(channel, "wish"))
 
 
 class Background:
     """One daemon thread that sends what it is given; of several with one key only the last is sent."""
 
     def __init__(self) -> None:
-        self._pending: dict[Any, Callable[[], Any]] = {}
+        self._pending: dict[tuple[str, Any], Callable[[], Any]] = {}
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._sending = False
 
-    def post(self, key: Any, send: Callable[[], Any]) -> None:
+    def post(self, door: str, key: Any, send: Callable[[], Any]) -> None:
+        """Send soon; ``door`` is the connection that ``send`` uses."""
         with self._changed:
             if len(self._pending) < _MAX_PENDING:
-                self._pending[key] = send
+                self._pending[door, key] = send
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="bells", daemon=True)
                 self._thread.start()
@@ -76,17 +79,18 @@ class Background:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._pending))
-                batch = list(self._pending.values())
+                batch = list(self._pending.items())
                 self._pending.clear()
                 self._sending = True
-            failed = False
-            for send in batch:
+            failed: set[str] = set()
+            for (door, _), send in batch:
+                if door in failed:
+                    continue  # it would fail the same way; its listeners poll
                 try:
                     send()
                 except Exception as error:  # whatever the client library raises: a bell must never matter
-                    log.warning("bell_not_rung", error=f"{type(error).__name__}: {error}")
-                    failed = True
-                    break  # the rest would fail the same way; their listeners poll
+                    log.warning("bell_not_rung", door=door, error=f"{type(error).__name__}: {error}")
+                    failed.add(door)
             with self._changed:
                 self._sending = False
                 self._changed.notify_all()
@@ -95,7 +99,6 @@ class Background:
 
 
 background = Background()
-_client: Any = None
 
 
 def client(**options: Any) -> Any:
@@ -107,10 +110,12 @@ def client(**options: Any) -> Any:
 
 
 def _publish(channel: str, message: str) -> None:
-    global _client
-    if _client is None:
-        _client = client()
-    _client.publish(channel, message)
+    _publisher(get_settings().broker_url).publish(channel, message)
+
+
+@functools.cache
+def _publisher(broker_url: str) -> Any:
+    return client()
 
 
 # -- the bell of the workers --------------------------------------------------------------------------------------
@@ -147,16 +152,20 @@ def ring(kind: str = "run") -> None:
 
     Returns at once; a broker that is away costs nothing but the poll interval of the workers.
     """
-    background.post(("ring", kind), lambda: _bell().send_task(WAKE_TASK, args=[kind], retry=False))
+    settings = get_settings()
+    background.post(CELERY, ("ring", kind),
+                    lambda: _bell(settings.broker_url, settings.redis_prefix).send_task(WAKE_TASK, args=[kind],
+                                                                                       retry=False))
 
 
 @functools.cache
-def _bell() -> Any:
+def _bell(broker_url: str, prefix: str) -> Any:
     from celery import Celery
 
     config = celery_config(get_settings())
     config["broker_connection_timeout"] = SEND_LIMIT_S
-    config["broker_transport_options"]["socket_timeout"] = SEND_LIMIT_S
+    # kombu by itself would wait two seconds and try again, also with ``retry=False``
+    config["broker_transport_options"] |= {"socket_timeout": SEND_LIMIT_S, "max_retries": 1, "interval_start": 0}
     app = Celery("studio-bell", set_as_current=False)
     app.conf.update(config)
     return app
@@ -164,9 +173,9 @@ def _bell() -> Any:
 
 def _after_fork() -> None:
     """A thread does not survive a fork and a socket must not be shared by two processes."""
-    global background, _client
+    global background
     background = Background()
-    _client = None
+    _publisher.cache_clear()
     _bell.cache_clear()
 
 

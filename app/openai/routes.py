@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
 
 from app.auth.deps import require_user
 from app.chat.service import InferenceClient
@@ -17,6 +18,7 @@ from app.core.errors import AppError, BadRequest, TooLarge
 from app.core.inference import MAX_REQUEST_BYTES
 from app.core.logging import get_logger
 from app.core.settings import get_settings
+from app.core.tasks import end
 from app.openai import service
 from app.openai.schemas import ChatRequest, CompletionRequest, parse
 
@@ -68,8 +70,7 @@ async def _answer(request: Request, completion: service.Completion) -> Response:
     if not completion.request.stream:
         return await _unless_gone(request, completion, _whole(completion))
     await _unless_gone(request, completion, completion.start())
-    return StreamingResponse(_closing(completion), media_type="text/event-stream",
-                             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+    return _EventStream(completion)
 
 
 async def _whole(completion: service.Completion) -> Response:
@@ -80,13 +81,19 @@ async def _whole(completion: service.Completion) -> Response:
         await completion.close()
 
 
-async def _closing(completion: service.Completion) -> AsyncIterator[str]:
-    """The events; when the client leaves, the generation ends with them."""
-    try:
-        async for event in completion.events():
-            yield event
-    finally:
-        await completion.close()
+class _EventStream(StreamingResponse):
+    """The events of a completion; when the client leaves, the generation ends with them."""
+
+    def __init__(self, completion: service.Completion):
+        super().__init__(completion.events(), media_type="text/event-stream",
+                         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        self._completion = completion
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:  # not left to the garbage collector, which ends a generator that hung in ``send`` some day
+            await self._completion.close()
 
 
 async def _json_body(request: Request) -> Any:
@@ -113,10 +120,9 @@ async def _unless_gone(request: Request, completion: service.Completion, work: C
         log.info("client_left", completion=completion.id)
         return Response(status_code=499)  # nobody reads it
     finally:
-        gone.cancel()
+        await end(gone)
         if not task.done() or task.cancelled() or task.exception():
-            task.cancel()
-            await asyncio.wait({task})
+            await end(task)
             await completion.close()
 
 

@@ -147,7 +147,6 @@ def test_with_a_broker_news_comes_before_the_poll(api: Api, request: pytest.Fixt
     with running_broker() as broker:
         monkeypatch.setenv("STUDIO_REDIS_URL", broker.url)
         get_settings.cache_clear()
-        monkeypatch.setattr(channels, "_client", None)
         server: Server = request.getfixturevalue("server")
         run = new_run(api)
         with server.connect() as connection, broker.client() as redis:
