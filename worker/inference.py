@@ -201,13 +201,12 @@ class InferenceProcess:
         if channel.abandoned():
             log.info("request_too_late", request=request.id)
             return
-        try:
-            self._waiting.put_nowait(request)
-        except queue.Full:
+        if self._waiting.full():  # nobody but this thread puts anything in
             channel.send(Reply(type="error", kind="busy", message=f"{protocol.MAX_WAITING} requests already wait for "
                                                                   "this model server. Try again in a few seconds."))
             return
-        channel.send(Reply(type="accepted", process=self.name))
+        channel.send(Reply(type="accepted", process=self.name))  # before the generating thread can say anything
+        self._waiting.put_nowait(request)
 
     # -- generating ------------------------------------------------------------------------------------------
 
