@@ -40,10 +40,10 @@ from app.live_hub import (
 
 router = APIRouter(tags=["live"])
 
-MAX_SOCKETS_PER_USER = 20
+MAX_SOCKETS_PER_USER = 200  # on a machine of one person all pages and scripts are one user
 MAX_TOPICS = 32
 #: messages of a client within one second
-MAX_MESSAGES_PER_S = 20
+MAX_MESSAGES_PER_S = 100  # a page that is back asks for all its topics at once
 MAX_MESSAGE_BYTES = 64 << 10
 RECHECK_LOGIN_S = 60.0
 #: a slow client gets this long to take the news that it is closed
@@ -189,12 +189,19 @@ class Connection:
             else:
                 await self._replay(topic, after)
         except AppError as error:
+            self._give_up(topic)
             self._complain(topic, str(error), error.code)
         except (SQLAlchemyError, OSError) as error:
+            self._give_up(topic)
             answered = as_app_error(error)
             unavailable = Unavailable("This topic cannot be read now.", hint="Subscribe again in a moment.")
             shown = answered if answered.status == 503 else unavailable
             self._complain(topic, str(shown), shown.code)
+
+    def _give_up(self, topic: str) -> None:
+        """A subscription that came to nothing takes no place."""
+        if self.topics.get(topic) is asyncio.current_task():
+            del self.topics[topic]
 
     async def _show_value(self, topic: str) -> None:
         data = await run_in_threadpool(read_value, topic)

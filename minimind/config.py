@@ -19,8 +19,10 @@ from minimind.presets import MODEL_FIELDS, PRESETS, Preset, model_config
 #: which has ids and ``devices`` for them
 PATH_KEYS = ("data_path", "save_dir", "out", "from_weight", "resume", "device")
 #: keys that never change what is learnt: they may differ between the attempts of one run
-HARMLESS_KEYS = ("save_interval", "log_interval", "sample_interval", "keep", "num_workers", "use_wandb",
-                 "wandb_project", "wandb_run_name", "device", "data_path", "tokenizer", "from_weight")
+HARMLESS_KEYS = ("save_interval", "log_interval", "sample_interval", "eval_interval", "keep", "num_workers",
+                 "use_wandb", "wandb_project", "wandb_run_name", "device", "data_path", "tokenizer", "from_weight")
+#: bound of numbers of steps: far beyond any training, and every client can hold it exactly
+MOST_STEPS = 10**12
 
 
 def option(default: Any, help: str, group: str, *, unit: str | None = None, **limits: Any) -> Any:
@@ -31,7 +33,7 @@ def option(default: Any, help: str, group: str, *, unit: str | None = None, **li
 class RunConfig(BaseModel):
     """Options of every stage."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False)
 
     stage_name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
@@ -112,7 +114,7 @@ class TrainConfig(RunConfig):
 
     epochs: int = option(1, "Passes over the data.", "budget", unit="passes", ge=1, le=10_000)
     max_steps: int | None = option(None, "Exactly this many optimizer steps; epochs repeat as needed and --epochs is "
-                                         "ignored.", "budget", unit="optimizer steps", ge=1)
+                                         "ignored.", "budget", unit="optimizer steps", ge=1, le=MOST_STEPS)
     max_minutes: float | None = option(None, "Time for training steps. Turned into a number of steps by timing a few "
                                              "throwaway steps before step 1; the clock is not looked at again.",
                                        "budget", unit="minutes", gt=0, le=60 * 24 * 60)
@@ -140,13 +142,17 @@ class TrainConfig(RunConfig):
     use_compile: bool = option(False, "torch.compile the model: slower start, faster steps.", "speed")
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", "speed")
 
-    log_interval: int = option(1, "Write metrics every this many steps.", "reporting", unit="optimizer steps", ge=1)
+    log_interval: int = option(1, "Write metrics every this many steps.", "reporting", unit="optimizer steps", ge=1,
+                              le=MOST_STEPS)
     save_interval: int | None = option(None, "Save a checkpoint every this many steps; default: every ten minutes "
-                                             "and at the end.", "reporting", unit="optimizer steps", ge=1)
+                                             "and at the end.", "reporting", unit="optimizer steps", ge=1,
+                                     le=MOST_STEPS)
     eval_interval: int | None = option(None, "Evaluate on held-out data every this many steps; default: ten times a "
-                                             "run. 0 never.", "reporting", unit="optimizer steps", ge=0)
+                                             "run. 0 never.", "reporting", unit="optimizer steps", ge=0,
+                                     le=MOST_STEPS)
     sample_interval: int | None = option(None, "Let the model speak every this many steps; default: ten times a run. "
-                                               "0 never.", "reporting", unit="optimizer steps", ge=0)
+                                               "0 never.", "reporting", unit="optimizer steps", ge=0,
+                                       le=MOST_STEPS)
     keep: int = option(10, "Milestone checkpoints kept when all of a run's checkpoints exceed 2 GB.", "reporting",
                        ge=0, le=1000)
     use_wandb: bool = option(False, "Also log to Weights & Biases.", "reporting")
@@ -202,11 +208,14 @@ def stage_class(stage: str) -> type[RunConfig]:
     return STAGES[stage]
 
 
-def parse_config(stage: str, values: dict) -> RunConfig:
-    """Validate ``values`` for ``stage``; raises one ``ConfigError`` with every problem in it."""
+def parse_config(stage: str, values: dict, *, strict: bool = False) -> RunConfig:
+    """Validate ``values`` for ``stage``; raises one ``ConfigError`` with every problem in it.
+
+    ``strict``: as JSON has types of its own, ``true`` is no number and ``"2"`` neither.
+    """
     cls = stage_class(stage)
     try:
-        return cls.model_validate(values)
+        return cls.model_validate(values, strict=strict)
     except ValidationError as error:
         problems = [p for e in error.errors() for p in _problems(cls, e)]
     # pydantic looks at the shape of the model only once every field is right by itself; a user wants to
@@ -231,7 +240,7 @@ def parse_api_config(stage: str, values: dict) -> RunConfig:
                  "device": "Use devices."}.get(k, "The server chooses it."),
     } for k in refused]
     try:
-        config = parse_config(stage, {k: v for k, v in values.items() if k not in PATH_KEYS})
+        config = parse_config(stage, {k: v for k, v in values.items() if k not in PATH_KEYS}, strict=True)
     except ConfigError as error:
         problems += [{**p, "field": p["field"] if p["field"] == "stage" else f"config.{p['field']}"}
                      for p in error.problems]
@@ -244,9 +253,8 @@ def _problems(cls: type[RunConfig], error: dict) -> list[dict]:
     """A sentence for one pydantic error (the shape of a model can be wrong in several fields at once)."""
     field = str(error["loc"][0]) if error["loc"] else ""
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(field, cls.model_fields, 1, cutoff=0.5)
         return [{"field": field, "message": f"There is no option named {field!r} for the stage {cls.stage_name}.",
-                "hint": f"Did you mean {near[0]!r}?" if near else "GET /api/v1/stages lists every option."}]
+                 "hint": f"Did you mean {_nearest(field, cls)!r}?"}]
     cause = error.get("ctx", {}).get("error")
     if error["type"] == "value_error" and isinstance(cause, ConfigError):
         return cause.problems
@@ -255,6 +263,18 @@ def _problems(cls: type[RunConfig], error: dict) -> list[dict]:
         message = f"{field} = {error['input']!r}: {message[0].lower()}{message[1:]}."
     info = cls.model_fields.get(field)
     return [{"field": field, "message": message, "hint": info.description if info else None}]
+
+
+#: what other programs call our options, where the letters alone would not tell
+OTHER_NAMES = {"lr": "learning_rate", "bs": "batch_size", "steps": "max_steps", "wd": "weight_decay",
+               "ctx": "max_seq_len", "block_size": "max_seq_len", "n_layer": "num_hidden_layers",
+               "n_head": "num_attention_heads", "n_embd": "hidden_size", "dim": "hidden_size"}
+
+
+def _nearest(name: str, cls: type[RunConfig]) -> str:
+    known = [k for k in cls.model_fields if k not in PATH_KEYS]
+    meant = OTHER_NAMES.get(name.lower())
+    return meant if meant in known else difflib.get_close_matches(name, known, 1, cutoff=0.0)[0]
 
 
 def stage_schema(stage: str) -> dict:

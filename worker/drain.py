@@ -31,7 +31,8 @@ def drain_host(timeout_s: float = KILL_AFTER_S, *, reconciler: Reconciler | None
     """Bring every run of this host to rest; True if all of them did so by themselves.
 
     Sets ``host.draining`` (no claims), asks each runner by SIGTERM, waits, and kills what is left. Call it where
-    nothing else of this host claims any more, or accept that the flag alone keeps claims away.
+    nothing else of this host claims any more, or accept that the flag alone keeps claims away. Where the database is
+    away, the processes are found by their marks and end all the same; the next start settles their rows.
     """
     reconciler = reconciler or Reconciler()
     deadline = time.monotonic() + timeout_s
@@ -52,12 +53,27 @@ def drain_host(timeout_s: float = KILL_AFTER_S, *, reconciler: Reconciler | None
                 return True
         except SQLAlchemyError as error:
             log.warning("database_away", error=str(error).splitlines()[0])
+            left = processes.marked_in(get_settings().data_dir)
+            if not left:
+                return False
+            told = [pid for pid in processes.outermost(left) if pid not in asked]
+            asked.update(told)
+            processes.send(told, signal.SIGTERM)
         if time.monotonic() > deadline:
             break
         time.sleep(0.2)
-    kill_host(reconciler.host_id)
-    _queue_recovering()
+    try:
+        kill_host(reconciler.host_id)
+        _queue_recovering()
+    except SQLAlchemyError as error:
+        log.warning("database_away", error=str(error).splitlines()[0])
+        kill_unasked()
     return False
+
+
+def kill_unasked() -> None:
+    """SIGKILL to every process of every attempt on this data directory; their rows are left to the next start."""
+    processes.send(processes.marked_in(get_settings().data_dir), signal.SIGKILL)
 
 
 def kill_host(host_id: str | None = None) -> None:

@@ -38,7 +38,7 @@ HEARTBEAT_EVERY_S = 5.0
 LONGEST_BACKOFF_S = 30.0
 
 celery = Celery("studio")
-celery.conf.update(celery_config(get_settings()))
+celery.conf.update(celery_config(get_settings().celery_broker_url, get_settings().redis_prefix))
 
 
 @celery.task(name=WAKE_TASK, ignore_result=True)

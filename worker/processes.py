@@ -67,6 +67,23 @@ def all_marked(variable: str = ATTEMPT_VARIABLE) -> dict[int, str]:
     return found
 
 
+def marked_in(data_dir: Path) -> dict[int, str]:
+    """As ``all_marked``, of the studio on ``data_dir`` alone, without asking the database whose they are."""
+    place = f"STUDIO_DATA_DIR={data_dir}"
+    return {pid: mark for pid, mark in all_marked().items() if place in _environment(pid)}
+
+
+def outermost(pids: Iterable[int]) -> list[int]:
+    """Those of ``pids`` that none of the others has started: the runners, of all processes of an attempt."""
+    given = set(pids)
+    found = []
+    for pid in given:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if psutil.Process(pid).ppid() not in given:
+                found.append(pid)
+    return found
+
+
 def _environment(pid: int) -> list[str]:
     """``NAME=value`` entries; empty for zombies, the dead and other users' processes."""
     if sys.platform == "linux":

@@ -122,6 +122,8 @@ class Reconciler:
             return self._lose(run, "Its runner has died.")
         if attempt.state == "lost":
             return attempt.ended_at is not None and attempt.ended_at + COME_BACK_S < at
+        if expired and run.state == "cancelling":  # there is nothing to recover, only to end
+            return run.lease_expires_at + COME_BACK_S < at
         if expired:
             self._lose(run, "Its runner has not been heard of for a minute.")
         return False
@@ -182,10 +184,12 @@ class Reconciler:
             if job is None or job.state != "running":
                 return
             here = job.lease_host == self.host_id
-            expired = job.lease_expires_at < now(session) and time.monotonic() > self._trust_expiry_at
+            silent_s = now(session) - job.lease_expires_at if time.monotonic() > self._trust_expiry_at else 0.0
+            expired = silent_s > 0
             mark = processes.marker(job.id, job.attempt)
         if here and processes.marked(mark, variable=JOB_VARIABLE):
-            return
+            if silent_s < COME_BACK_S or not processes.kill_marked(mark, variable=JOB_VARIABLE):
+                return
         with reading() as session:  # it can have ended between the two looks, or not have started yet
             young = job.started_at is not None and now(session) - job.started_at < 5.0
         if not (expired or (here and not young)):

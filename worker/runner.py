@@ -237,7 +237,8 @@ class Runner:
         if run.state != "pausing":
             return "none", False
         if self.shutting_down or run.reason == "shutdown":
-            self.ladder = self.ladder or ladder.shutdown()
+            if self.ladder is None or self.ladder.kind == "pause":  # that one never escalates
+                self.ladder = ladder.shutdown()
         elif self.ladder is None:
             self.ladder = ladder.pause()
         elif self.ladder.kind == "pause" and self.ladder.expired:

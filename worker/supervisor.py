@@ -38,7 +38,7 @@ from minimind.errors import MiniMindError
 from minimind.lifeline import VARIABLE
 from worker import broker, processes
 from worker.children import ROOT, Child
-from worker.drain import attempts_of_host, kill_host
+from worker.drain import attempts_of_host, kill_host, kill_unasked
 
 TERM_AFTER_S = 30.0
 KILL_AFTER_S = 40.0
@@ -225,6 +225,7 @@ class Supervisor:
                 processes.send(processes.marked(processes.marker(attempt.run_id, attempt.number)), signal.SIGTERM)
         except SQLAlchemyError as error:
             say(f"the database does not answer ({str(error).splitlines()[0]})")
+            processes.send(processes.marked_in(self.options.data_dir), signal.SIGTERM)
 
     def _settle(self) -> None:
         """Kill what is left of this host's runs and put them back into the queue; after a drain there is nothing."""
@@ -232,6 +233,7 @@ class Supervisor:
             kill_host()
         except SQLAlchemyError as error:
             say(f"the database does not answer ({str(error).splitlines()[0]}); the next start settles the runs")
+            kill_unasked()
 
 
 # -- parts ----------------------------------------------------------------------------------------

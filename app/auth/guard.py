@@ -122,7 +122,7 @@ class Guard:
                              has_bearer=bearer is not None, websocket=websocket)
             if reason:
                 raise Forbidden(reason, hint="Open the studio itself and try there.")
-        limit = _limit(scope["path"])
+        limit = _limit(scope["path"], headers)
         if not websocket and _declared_length(headers) > limit:
             raise _too_large(limit)
         if not is_public(method, scope["path"]):
@@ -212,8 +212,10 @@ def _is_harmless(path: str) -> bool:
     return path in HARMLESS_POSTS or path.startswith("/v1/")
 
 
-def _limit(path: str) -> int:
-    return MAX_UPLOAD_BYTES if path in UPLOAD_PATHS else MAX_BODY_BYTES
+def _limit(path: str, headers: Headers) -> int:
+    """Only a multipart body goes to the disk as it comes; every other one is held in memory."""
+    is_upload = path in UPLOAD_PATHS and headers.get("content-type", "").lower().startswith("multipart/form-data")
+    return MAX_UPLOAD_BYTES if is_upload else MAX_BODY_BYTES
 
 
 def _declared_length(headers: Headers) -> int:

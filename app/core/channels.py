@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from app.core.logging import get_logger
-from app.core.settings import Settings, get_settings
+from app.core.settings import get_settings
 
 log = get_logger(__name__)
 
@@ -40,15 +40,12 @@ def runner_channel(run_id: str) -> str:
 
 def notify(topic: str, seq: int) -> None:
     """Tell live listeners that ``topic`` has events up to ``seq``. Call after the commit."""
-    channel = live_channel()
-    message = json.dumps({"topic": topic, "seq": seq})
-    background.post(BROKER, ("live", topic), lambda: _publish(channel, message))
+    _publish(("live", topic), live_channel(), json.dumps({"topic": topic, "seq": seq}))
 
 
 def wake_runner(run_id: str) -> None:
     """Tell the runner of ``run_id`` to look at its row now. Call after the commit."""
-    channel = runner_channel(run_id)
-    background.post(BROKER, ("runner", run_id), lambda: _publish(channel, "wish"))
+    _publish(("runner", run_id), runner_channel(run_id), "wish")
 
 
 class Background:
@@ -101,21 +98,23 @@ class Background:
 background = Background()
 
 
-def client(**options: Any) -> Any:
-    """A new redis-py client of the configured server; never waits longer than ``SEND_LIMIT_S`` by default."""
+def client(broker_url: str | None = None, **options: Any) -> Any:
+    """A new redis-py client (default: of the configured server); never waits longer than ``SEND_LIMIT_S`` by
+    default."""
     import redis
 
     limits = {"socket_timeout": SEND_LIMIT_S, "socket_connect_timeout": SEND_LIMIT_S}
-    return redis.Redis.from_url(get_settings().broker_url, **{**limits, **options})
+    return redis.Redis.from_url(broker_url or get_settings().broker_url, **{**limits, **options})
 
 
-def _publish(channel: str, message: str) -> None:
-    _publisher(get_settings().broker_url).publish(channel, message)
+def _publish(key: tuple[str, str], channel: str, message: str) -> None:
+    url = get_settings().broker_url
+    background.post(BROKER, key, lambda: _publisher(url).publish(channel, message))
 
 
 @functools.cache
 def _publisher(broker_url: str) -> Any:
-    return client()
+    return client(broker_url)
 
 
 # -- the bell of the workers --------------------------------------------------------------------------------------
@@ -123,10 +122,10 @@ def _publisher(broker_url: str) -> Any:
 WAKE_TASK = "worker.wake"
 
 
-def celery_config(settings: Settings) -> dict[str, Any]:
+def celery_config(broker_url: str, prefix: str) -> dict[str, Any]:
     """Celery as a bell: acknowledged early, no results, JSON only, nothing hoarded, short waits."""
     return {
-        "broker_url": settings.celery_broker_url,
+        "broker_url": broker_url,
         "result_backend": None,
         "task_ignore_result": True,
         "task_acks_late": False,
@@ -142,7 +141,7 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "broker_connection_timeout": 3,
-        "broker_transport_options": {"global_keyprefix": f"{settings.redis_prefix}:celery:",
+        "broker_transport_options": {"global_keyprefix": f"{prefix}:celery:",
                                      "socket_connect_timeout": SEND_LIMIT_S, "socket_timeout": 30},
     }
 
@@ -154,15 +153,15 @@ def ring(kind: str = "run") -> None:
     """
     settings = get_settings()
     background.post(CELERY, ("ring", kind),
-                    lambda: _bell(settings.broker_url, settings.redis_prefix).send_task(WAKE_TASK, args=[kind],
-                                                                                       retry=False))
+                    lambda: _bell(settings.celery_broker_url, settings.redis_prefix).send_task(
+                        WAKE_TASK, args=[kind], retry=False))
 
 
 @functools.cache
 def _bell(broker_url: str, prefix: str) -> Any:
     from celery import Celery
 
-    config = celery_config(get_settings())
+    config = celery_config(broker_url, prefix)
     config["broker_connection_timeout"] = SEND_LIMIT_S
     # kombu by itself would wait two seconds and try again, also with ``retry=False``
     config["broker_transport_options"] |= {"socket_timeout": SEND_LIMIT_S, "max_retries": 1, "interval_start": 0}

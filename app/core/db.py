@@ -122,6 +122,9 @@ def _sqlite_engine(url: sqlalchemy.engine.URL) -> Engine:
         connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = FULL")
+        # its own knows ASCII alone: "É" would not be found as "é"
+        connection.create_function("lower", 1, lambda text: text.lower() if isinstance(text, str) else text,
+                                   deterministic=True)
         _set_journal_mode(connection)
 
     @event.listens_for(engine, "begin")

@@ -172,7 +172,7 @@ def _is_operational(error: DBAPIError) -> bool:
 
 def _problem(error: dict[str, Any]) -> dict[str, Any]:
     """One sentence for one of pydantic's errors about a body, query or path."""
-    place = [str(part) for part in error["loc"]]
+    place = [str(part) for part in error["loc"] if part != "[key]"]  # pydantic's word for a key of a mapping
     field = ".".join(place[1:] if place and place[0] in ("body", "query", "path", "header") else place) or "body"
     if error["type"] == "json_invalid":
         return {"field": "body", "message": "The request body is not valid JSON.",

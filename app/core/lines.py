@@ -113,7 +113,8 @@ def request_pause_line(session: Session, pipeline: Pipeline) -> Pipeline:
     run = _lock(session, pipeline)
     if pipeline.state in TERMINAL_STATES:
         raise _conflict("paused", pipeline.state)
-    _set(session, pipeline, "paused")
+    if pipeline.state != "paused":  # else the wish stands already, with the reason why
+        _set(session, pipeline, "paused")
     if run is not None and run.state != "cancelling":
         request_pause(session, run)
     return pipeline
@@ -151,9 +152,13 @@ def _try_again(session: Session, pipeline: Pipeline) -> None:
     learnt after a gate. The old run leaves its place in the line to the new one and stays in the list."""
     tried = session.scalar(select(Run).where(Run.pipeline_id == pipeline.id, Run.pipeline_position.is_not(None))
                            .order_by(Run.pipeline_position.desc()).limit(1))
+    if tried is None:
+        raise Conflict("The runs of this pipeline were deleted.", hint="Start a new pipeline.")
     position = tried.pipeline_position
     before = tried if tried.state == "completed" else session.scalar(
         select(Run).where(Run.pipeline_id == pipeline.id, Run.pipeline_position == position - 1))
+    if before is None and position > 0:
+        raise Conflict("The run that this stage starts from was deleted.", hint="Start a new pipeline.")
     tried.pipeline_position = None
     session.flush()
     _create_run(session, pipeline, position, before)
@@ -162,8 +167,14 @@ def _try_again(session: Session, pipeline: Pipeline) -> None:
 def _lock(session: Session, pipeline: Pipeline) -> Run | None:
     """Lock the line and its live run (run first), read both again; the run is None where none is live."""
     session.flush()
-    run = session.scalar(select(Run).where(Run.pipeline_id == pipeline.id, Run.state.not_in(TERMINAL_STATES))
-                         .with_for_update().execution_options(populate_existing=True))
+    live = select(Run).where(Run.pipeline_id == pipeline.id, Run.state.not_in(TERMINAL_STATES))
+    while True:
+        run = session.scalar(live.with_for_update().execution_options(populate_existing=True))
+        # PostgreSQL: where the lock was waited for and its run has completed meanwhile, the run that this made is
+        # seen by a new statement only
+        seen = session.scalar(live.with_only_columns(Run.id))
+        if seen == (run.id if run is not None else None):
+            break
     session.refresh(pipeline, with_for_update=True)
     return run
 

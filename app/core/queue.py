@@ -19,6 +19,8 @@ from app.core.states import move, ring_after_commit
 
 LEASE_S = 60.0
 RENEW_EVERY_S = 10.0
+#: queued runs that a claim looks at together
+CLAIM_PAGE = 100
 
 
 # -- claims -------------------------------------------------------------------------------------------------------
@@ -44,15 +46,19 @@ def claim_run(session: Session, host_id: str) -> Claim | None:
         return None
     at = now(session)
     taken = set(session.scalars(select(DeviceLease.device).where(DeviceLease.host_id == host_id)))
-    waiting = session.scalars(
-        select(Run).where(Run.state == "queued", Run.desired == "run",
-                          or_(Run.not_before.is_(None), Run.not_before <= at))
-        .order_by(Run.priority.desc(), Run.queued_at, Run.id).limit(200)).all()
-    for run in waiting:
-        devices = choose(run.devices, cpu_slots=host.cpu_slots, gpus=[d["id"] for d in host.devices], taken=taken)
-        if devices is not None and _take(session, run, host, devices, at):
-            return Claim(run.id, run.attempt, devices)
-    return None
+    best_first = select(Run).where(
+        Run.state == "queued", Run.desired == "run", or_(Run.not_before.is_(None), Run.not_before <= at)
+    ).order_by(Run.priority.desc(), Run.queued_at, Run.id)
+    offset = 0
+    while True:  # mostly the first page has one that fits
+        page = session.scalars(best_first.limit(CLAIM_PAGE).offset(offset)).all()
+        for run in page:
+            devices = choose(run.devices, cpu_slots=host.cpu_slots, gpus=[d["id"] for d in host.devices], taken=taken)
+            if devices is not None and _take(session, run, host, devices, at):
+                return Claim(run.id, run.attempt, devices)
+        if len(page) < CLAIM_PAGE:
+            return None
+        offset += CLAIM_PAGE
 
 
 def _take(session: Session, run: Run, host: Host, devices: tuple[str, ...], at: float) -> bool:

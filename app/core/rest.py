@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from fastapi import Depends, Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
@@ -98,9 +98,10 @@ class RequestBody(BaseModel):
 class CollectingBody(RequestBody):
     """A body that keeps the problems of its fields, so that a service can report them together with its own.
 
-    A field with a problem has its default; a body that lacks a required field is refused at once.
+    A field with a problem has its default, a required one its stand-in: its problem is known already.
     """
 
+    stand_ins: ClassVar[dict[str, Any]] = {}
     _problems: list[dict] = PrivateAttr(default_factory=list)
 
     @property
@@ -118,10 +119,7 @@ class CollectingBody(RequestBody):
             problems = problems_of(error)
             wrong = {e["loc"][0] for e in error.errors() if e["loc"]}
         good = {k: v for k, v in values.items() if k in cls.model_fields and k not in wrong}
-        try:
-            body = handler(good)
-        except ValidationError:
-            raise Invalid.of(problems) from None
+        body = handler({**{k: v for k, v in cls.stand_ins.items() if k not in good}, **good})
         body._problems = problems
         return body
 

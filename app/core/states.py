@@ -168,9 +168,9 @@ def enqueue_run(session: Session, run: Run, *, state: str = "queued") -> Run:
 
 
 def request_pause(session: Session, run: Run) -> Run:
-    """Save and stop, keep everything. 409 in cancelling and terminal states; else the wish stands."""
+    """Save and stop, keep everything. 409 once it is cancelled or has ended; else the wish stands."""
     _lock(session, run)
-    if run.state == "cancelling" or run.state in TERMINAL_STATES:
+    if run.desired == "cancel" or run.state in TERMINAL_STATES:
         raise IllegalWish("paused", run.state)
     if run.desired != "pause":
         _wish(session, run, desired="pause")
@@ -180,9 +180,9 @@ def request_pause(session: Session, run: Run) -> Run:
 
 
 def request_resume(session: Session, run: Run, allow_changes: bool = False) -> Run:
-    """Go on from the last checkpoint. 409 in cancelling and terminal states; else the wish stands."""
+    """Go on from the last checkpoint. 409 once it is cancelled or has ended; else the wish stands."""
     _lock(session, run)
-    if run.state == "cancelling" or run.state in TERMINAL_STATES:
+    if run.desired == "cancel" or run.state in TERMINAL_STATES:
         raise IllegalWish("resumed", run.state)
     if run.desired != "run" or (allow_changes and not run.allow_changes):
         _wish(session, run, desired="run", allow_changes=run.allow_changes or allow_changes)

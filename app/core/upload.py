@@ -19,6 +19,8 @@ from app.core.models import new_id
 
 MAX_FIELD_BYTES = 64 << 10
 MAX_PARTS = 20
+#: all headers of one part together
+MAX_HEADER_BYTES = 16 << 10
 #: what must stay free on the disk while an upload is written
 SPARE_BYTES = 256 << 20
 #: bytes handed to the parsing thread at once
@@ -109,6 +111,7 @@ class _Receiver:
         self._parts = 0
         self._header_name = self._header_value = b""
         self._headers: dict[bytes, bytes] = {}
+        self._header_bytes = 0
         self._name = ""
         self._value = bytearray()
         self._file: UploadedFile | None = None
@@ -131,19 +134,20 @@ class _Receiver:
         self._parts += 1
         if self._parts > MAX_PARTS:
             raise Invalid(f"The multipart body has more than {MAX_PARTS} parts.", field="body")
-        self._headers, self._value, self._file = {}, bytearray(), None
+        self._headers, self._header_bytes, self._value, self._file = {}, 0, bytearray(), None
 
     def _on_name(self, data: bytes, start: int, end: int) -> None:
         self._header_name += data[start:end]
-        self._bound_header()
+        self._bound_headers(end - start)
 
     def _on_value(self, data: bytes, start: int, end: int) -> None:
         self._header_value += data[start:end]
-        self._bound_header()
+        self._bound_headers(end - start)
 
-    def _bound_header(self) -> None:
-        if len(self._header_name) + len(self._header_value) > 8192:
-            raise Invalid("A header of the multipart body is too long.", field="body")
+    def _bound_headers(self, more: int) -> None:
+        self._header_bytes += more
+        if self._header_bytes > MAX_HEADER_BYTES:
+            raise Invalid("The headers of a part of the multipart body are too long.", field="body")
 
     def _on_header(self) -> None:
         self._headers[self._header_name.lower()] = self._header_value

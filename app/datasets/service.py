@@ -133,9 +133,10 @@ def preview(dataset: Dataset, after: int, limit: int) -> tuple[list[PreviewRow],
 
 def _shortened(value: Any) -> Any:
     if isinstance(value, str):
+        value = value.encode("utf-8", "replace").decode()  # JSON can say half a surrogate pair; an answer cannot
         return value if len(value) <= PREVIEW_CHARS else value[:PREVIEW_CHARS] + "…"
     if isinstance(value, dict):
-        return {k: _shortened(v) for k, v in value.items()}
+        return {_shortened(k): _shortened(v) for k, v in value.items()}
     if isinstance(value, list):
         return [_shortened(v) for v in value]
     return value

@@ -45,6 +45,15 @@ class Message(_Lenient):
             texts.append(part["text"])
         return "".join(texts)
 
+    @field_validator("content")
+    @classmethod
+    def _unicode(cls, content: str) -> str:
+        try:
+            content.encode()
+        except UnicodeEncodeError:
+            raise ValueError("content holds half of a surrogate pair, which is not Unicode text") from None
+        return content
+
     def for_template(self) -> dict[str, str]:
         """As the chat template knows it: ``developer`` is a newer name of ``system``."""
         return {"role": "system" if self.role == "developer" else self.role, "content": self.content}

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
 from app.core.lines import GATE_KEYS
 from app.core.models import Pipeline, Run
-from app.core.rest import CollectingBody, Name, RequestBody, rfc3339
+from app.core.rest import CollectingBody, Name, rfc3339
 from app.runs.schemas import RunOut
 
 
-class StageAsked(RequestBody):
+class StageAsked(CollectingBody):
     """One stage; every stage but the first starts from what the one before has made."""
+
+    stand_ins: ClassVar = {"stage": ""}
 
     stage: Annotated[str, Field(max_length=100)]
     config: dict[str, Any] = {}
@@ -24,6 +26,8 @@ class StageAsked(RequestBody):
 
 
 class PipelineCreate(CollectingBody):
+    stand_ins: ClassVar = {"name": "line", "stages": []}
+
     name: Name
     stages: Annotated[list[StageAsked], Field(min_length=1, max_length=20)]
 

@@ -29,7 +29,7 @@ def create(session: Session, user_id: str, asked: PipelineCreate) -> Pipeline:
         before = asked.stages[position - 1].stage if position else None
         try:
             checked.append(check(session, stage=stage.stage, config=stage.config, dataset_id=stage.dataset_id,
-                                 devices=stage.devices, follows=STAGES.get(before)))
+                                 devices=stage.devices, problems=stage.problems, follows=STAGES.get(before)))
         except Invalid as error:
             problems += [{**p, "field": f"stages.{position}.{p['field']}"} for p in error.problems or []]
     if problems:

@@ -57,7 +57,7 @@ def check(session: Session, *, stage: str, config: dict, dataset_id: str | None 
         if not is_plain(value):  # nothing of it can be quoted in an answer either
             raise Invalid.of([*found, {"field": field, "message": f"There are control characters in {field}, or text "
                                                                   "that is not Unicode.", "hint": "Take them out."}])
-    parsed = _config(stage, config, found)
+    parsed = _config(stage, config, found) if stage else None  # a missing stage was said before
     dataset = _dataset(session, dataset_id, stage, found)
     base = _base(session, base_checkpoint_id, stage, found)
     tokenizer = _tokenizer(session, config.get("tokenizer"), found)

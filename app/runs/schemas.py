@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
@@ -18,6 +18,8 @@ State = Literal["queued", "starting", "running", "pausing", "paused", "recoverin
 
 class RunCreate(CollectingBody):
     """What to train. ``config`` has the keys that ``GET /stages`` lists for the stage."""
+
+    stand_ins: ClassVar = {"stage": ""}
 
     stage: Annotated[str, Field(max_length=100, examples=["pretrain"])]
     name: Name | None = None

@@ -86,7 +86,7 @@ def remove(session: Session, run: Run) -> None:
 
 def _refuse_if_used(session: Session, run: Run) -> None:
     line = session.get(Pipeline, run.pipeline_id) if run.pipeline_id else None
-    if line is not None and line.state in ("running", "paused"):
+    if line is not None and line.state in ("running", "paused", "failed"):  # a failed one can be resumed
         raise Conflict(f"The pipeline {line.name} of this run has not ended.", hint="Cancel the pipeline first.")
     own = select(Checkpoint.id).where(Checkpoint.run_id == run.id)
     user = session.scalar(select(Run).where(

@@ -87,6 +87,8 @@ def _is_alive(host: Host, at: float) -> bool:
     """A worker of this machine must exist, one of another must have been heard of."""
     if at - host.last_seen_at > HOST_SILENT_S:
         return False
+    if host.draining:
+        return False
     if host.id != get_settings().host_id or host.worker_pid is None:
         return True
     try:

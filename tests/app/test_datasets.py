@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from app.auth import guard
 from app.core import upload as uploads
 from app.core.db import reading, transaction
 from app.core.models import Dataset, Job, Pipeline
@@ -133,7 +134,9 @@ def test_sources_that_cannot_be(api: Api, body: dict, field: str) -> None:
     (part('name="name"', b"x" * 70_000) + END, 413),
     (part('name="name"') * 30 + END, 422),
     (part('filename="a"') + END, 422),
-    (f"--{BOUNDARY}\r\n{'x' * 10_000}: y\r\n\r\n".encode(), 422),
+    (f"--{BOUNDARY}\r\n{'x' * 20_000}: y\r\n\r\n".encode(), 422),
+    (f"--{BOUNDARY}\r\n{'x: y' * 1000}\r\n".encode() * 10, 422),
+    (f"--{BOUNDARY}\r\n".encode() + b"".join(b"x-%d: %s\r\n" % (i, b"y" * 4000) for i in range(9)), 422),
 ])
 def test_broken_uploads_leave_nothing(api: Api, body: bytes, status: int) -> None:
     answer = raw(api, body)
@@ -149,6 +152,9 @@ def test_a_body_of_another_kind_is_refused(api: Api) -> None:
     assert raw(api, b"[" * 50_000, "application/json").status_code == 422
     assert raw(api, b" " * 100_000, "application/json").status_code == 413
     assert raw(api, ROWS, "multipart/form-data").status_code == 422, "no boundary"
+    for path in ("datasets", "tokenizers"):
+        large = raw(api, b" " * (guard.MAX_BODY_BYTES + 1), "application/json", path)
+        assert large.status_code == 413, "only a multipart body goes to the disk as it comes"
 
 
 def test_uploads_are_bounded(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +254,12 @@ def test_preview_and_tokens(api: Api) -> None:
     loaded = Tokenizer.load(api.data_dir / "tokenizers" / tokenizer["id"])
     assert counted["tokens"] == sum(len(loaded.encode(r["text"])) + 1 for r in rows) and counted["is_exact"]
     assert api.get(f"/datasets/{dataset['id']}").json()["tokens"] == counted["tokens"]
+
+
+def test_half_a_surrogate_pair_is_shown_as_something_else(api: Api) -> None:
+    dataset = imported(api, rb'{"text": "a\ud800b", "\udfff": ["\ud800"]}' + b"\n")
+    (row,) = api.get(f"/datasets/{dataset['id']}/preview").json()["items"]
+    assert row["row"]["text"] == "a?b"
 
 
 def test_a_large_dataset_is_counted_in_part(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,6 +215,10 @@ def test_limits_of_a_client(api: Api, server: Server, monkeypatch: pytest.Monkey
     with server.connect() as connection:
         connection.send(b"\x00\xff")
         assert closed_with(connection) == live.NOT_TEXT
+    with server.connect() as connection:
+        for _ in range(live.MAX_TOPICS):  # at once, as a page does that is back
+            assert subscribe(connection, "run:nothing")["type"] == "error"
+        assert subscribe(connection, "runs")["type"] == "snapshot", "what does not exist takes no place"
     monkeypatch.setattr(live, "MAX_TOPICS", 1)
     with server.connect() as connection:
         assert subscribe(connection, "runs")["type"] == "snapshot"

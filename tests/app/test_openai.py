@@ -180,6 +180,7 @@ def test_stop_strings(studio: Studio) -> None:
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages.0.content"),
     ({"tools": [{"type": "function"}]}, "tools"), ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"messages": [{"role": "user", "content": "lamp " * 21_000}]}, "messages"),
+    ({"messages": [{"role": "user", "content": "half a \ud800 pair"}]}, "messages.0.content"),
 ])
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_wrong_request_is_a_400_that_names_the_field(studio: Studio, changes: dict, param: str,

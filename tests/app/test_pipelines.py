@@ -8,6 +8,7 @@ from app.core.models import Run
 from tests.app.conftest import Api
 from tests.app.test_runs import add_dataset, add_tokenizer, problems
 
+HELD = {"lease_owner": "x", "lease_host": "h", "lease_expires_at": 9e9}
 STAGES = [{"stage": "pretrain", "config": {"max_steps": 2}}, {"stage": "sft", "config": {"max_steps": 3}}]
 
 
@@ -32,11 +33,7 @@ def test_a_line_starts_its_first_stage(api: Api) -> None:
 
 def test_the_next_stage_stands_in_the_answer_once_it_is_made(api: Api) -> None:
     line = new_line(api)
-    held = {"lease_owner": "x", "lease_host": "h", "lease_expires_at": 9e9}
-    with transaction() as session:
-        run = session.get(Run, line["runs"][0]["id"])
-        for to in ("starting", "running", "completed"):
-            states.move(session, run, to, values=held if to == "starting" else None)
+    end(line["runs"][0]["id"], "starting", "running", "completed")
     line = api.get(f"/pipelines/{line['id']}").json()
     assert [(r["stage"], r["state"]) for r in line["runs"]] == [("pretrain", "completed"), ("sft", "queued")]
     assert api.http.delete(f"/api/v1/runs/{line['runs'][0]['id']}").status_code == 409, "the line needs it"
@@ -54,10 +51,47 @@ def test_every_problem_of_every_stage_is_said(api: Api) -> None:
                         ({"name": "x", "stages": []}, "stages"),
                         ({"name": "x", "stages": [{"stage": "sft", "base_checkpoint_id": "y"}]},
                          "stages.0.base_checkpoint_id"),
-                        ({"name": "x", "stages": [{**STAGES[0], "gate": {"beauty": 1}}]}, "stages.0.gate.beauty.[key]"),
+                        ({"name": "x", "stages": [{**STAGES[0], "gate": {"beauty": 1}}]}, "stages.0.gate.beauty"),
                         ({"name": "x", "stages": [{**STAGES[0], "gate": {"loss": "low"}}]}, "stages.0.gate.loss")):
         assert field in problems(api.post("/pipelines", body)), body
+    both = problems(api.post("/pipelines", {"stages": [
+        {"stage": "pretrian", "config": {}}, {**STAGES[0], "gate": {"beauty": 1}}, {"config": {}, "devices": "gpu"}]}))
+    assert both.keys() == {"name", "stages.0.stage", "stages.1.gate.beauty", "stages.2.stage", "stages.2.devices"}
     assert api.get("/pipelines").json()["items"] == [] and api.get("/runs").json()["items"] == []
+
+
+def end(run_id: str, *path: str) -> None:
+    with transaction() as session:
+        run = session.get(Run, run_id)
+        for to in path:
+            states.move(session, run, to, values=HELD if to == "starting" else None)
+
+
+def test_a_line_keeps_what_its_stages_stand_on(api: Api) -> None:
+    """A failed line can be resumed, so nothing of it may be deleted: a stage would start from random weights."""
+    line = new_line(api)
+    first = line["runs"][0]["id"]
+    end(first, "starting", "running", "completed")
+    second = api.get(f"/pipelines/{line['id']}").json()["runs"][1]["id"]
+    end(second, "starting", "failed")
+    assert api.get(f"/pipelines/{line['id']}").json()["state"] == "failed"
+    for id in (first, second):
+        assert api.http.delete(f"/api/v1/runs/{id}").status_code == 409
+    with transaction() as session:  # as an older version let it happen
+        session.delete(session.get(Run, first))
+    answer = api.post(f"/pipelines/{line['id']}/resume")
+    assert answer.status_code == 409 and "deleted" in answer.json()["error"]["message"]
+    with transaction() as session:
+        session.delete(session.get(Run, second))
+    assert api.post(f"/pipelines/{line['id']}/resume").status_code == 409
+
+
+def test_a_pause_does_not_hide_why_a_line_stopped(api: Api) -> None:
+    line = new_line(api, [{**STAGES[0], "gate": {"eval_loss": 0.1}}, STAGES[1]])
+    end(line["runs"][0]["id"], "starting", "running", "completed")
+    before = api.get(f"/pipelines/{line['id']}").json()
+    assert (before["state"], before["error"]["class"]) == ("paused", "GATE")
+    assert api.post(f"/pipelines/{line['id']}/pause").json() == before
 
 
 def test_a_first_tokenizer_and_a_gate_are_kept(api: Api) -> None:

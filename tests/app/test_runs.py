@@ -88,6 +88,21 @@ def test_every_problem_is_said_at_once(api: Api) -> None:
     assert api.get("/runs").json()["items"] == []
 
 
+@pytest.mark.parametrize("key, meant", [("lr", "learning_rate"), ("bogus", ""), ("n_layer", "num_hidden_layers"),
+                                        ("max_step", "max_steps"), ("", "")])
+def test_an_unknown_option_names_the_nearest_known_one(api: Api, key: str, meant: str) -> None:
+    (problem,) = api.post("/runs", {"stage": "pretrain", "config": {key: 1}}).json()["error"]["problems"]
+    assert problem["field"] == f"config.{key}" and f"'{meant}" in problem["hint"]
+
+
+def test_infinity_is_no_number_of_an_option(api: Api) -> None:
+    """``1e999`` is JSON, and Python reads it as infinity."""
+    for name in ("grad_clip", "rope_theta", "max_minutes"):
+        answer = api.http.post("/api/v1/runs", headers={"Content-Type": "application/json"},
+                               content=b'{"stage": "pretrain", "config": {"%s": 1e999}}' % name.encode())
+        assert f"config.{name}" in problems(answer)
+
+
 @pytest.mark.parametrize("body, field", [
     ({}, "stage"),
     ({"stage": "pretrian"}, "stage"),
@@ -108,6 +123,11 @@ def test_every_problem_is_said_at_once(api: Api) -> None:
     ({"stage": "pretrain", "tags": ["\x07"]}, "tags.0"),
     ({"stage": "pretrain", "notes": "a\x00b"}, "notes"),
     ({"stage": "pretrain", "config": {"wandb_project": 3}}, "config.wandb_project"),
+    ({"stage": "pretrain", "config": {"max_steps": True}}, "config.max_steps"),
+    ({"stage": "pretrain", "config": {"batch_size": "2"}}, "config.batch_size"),
+    ({"stage": "pretrain", "config": {"use_compile": "yes"}}, "config.use_compile"),
+    ({"stage": "pretrain", "config": {"max_steps": 10**30}}, "config.max_steps"),
+    ({"config": {"bogus": 1}, "devices": "x"}, "devices"),
 ])
 def test_what_cannot_be(api: Api, body: dict, field: str) -> None:
     assert field in problems(api.post("/runs", body))
@@ -165,6 +185,8 @@ def test_filters(api: Api) -> None:
     assert found(tag="nigh") == [] and found(tag="a%b") == []
     assert found(text="moon") == ["sun", "Moon 100%"]
     assert found(text="100%") == ["Moon 100%"]
+    api.http.patch(f"/api/v1/runs/{third['id']}", json={"notes": "ÉTOILES"})
+    assert found(text="étoiles") == found(text="Étoiles") == ["stars"]
     assert found(text="%") == ["Moon 100%"], "a wildcard is a letter"
     assert found(text=second["id"][:10].upper()) == ["sun"]
     assert found(text="'; DROP TABLE run; --") == []

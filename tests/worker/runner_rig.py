@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import create_engine, select
+from sqlalchemy.exc import OperationalError
 
 from app.core import db, queue
 from app.core.models import Attempt, Checkpoint, Event, Run
+from app.core.settings import get_settings
 from tests.database_rig import HOST, get_run
 from worker import launcher, prepare, processes, runner
 
@@ -96,6 +99,25 @@ def tell(monkeypatch, **wants) -> None:
 def wish(act, run_id: str, *arguments) -> None:
     with db.transaction() as session:
         act(session, session.get(Run, run_id), *arguments)
+
+
+def stop_between_transactions(pid: int) -> None:
+    """A process that is stopped while it holds a lock would stop this test too."""
+    url = get_settings().sqlalchemy_url
+    on_sqlite = url.startswith("sqlite")
+    impatient = create_engine(url, module=db.sqlite_dbapi, connect_args={"timeout": 0.05}) if on_sqlite else \
+        db.engine_for(url)
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.05)
+        try:
+            with impatient.connect() as connection:
+                connection.exec_driver_sql("BEGIN IMMEDIATE" if on_sqlite else "SELECT * FROM run FOR UPDATE NOWAIT")
+                connection.rollback()
+            return
+        except OperationalError:
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.02)
 
 
 if __name__ == "__main__":

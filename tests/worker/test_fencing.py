@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 
 import pytest
-from sqlalchemy import create_engine, update
+from sqlalchemy import update
 from sqlalchemy.exc import OperationalError
 
 from app.core import db, states
@@ -19,12 +18,13 @@ from tests.worker.runner_rig import (
     checkpoints_of,
     events_of,
     is_dense,
+    stop_between_transactions,
     tell,
     wait_for_state,
     wait_until,
     wish,
 )
-from worker import processes
+from worker import drain, processes
 from worker.drain import drain_host
 from worker.reconciler import Reconciler
 
@@ -130,25 +130,6 @@ def test_a_deaf_trainer_is_cancelled_within_45_seconds(runners, monkeypatch):
     wait_until(lambda: not processes.marked(processes.marker(run_id, 1)), timeout_s=3)  # the runner too
 
 
-def stop_between_transactions(pid: int) -> None:
-    """A process that is stopped while it holds a lock would stop this test too."""
-    url = get_settings().sqlalchemy_url
-    on_sqlite = url.startswith("sqlite")
-    impatient = create_engine(url, module=db.sqlite_dbapi, connect_args={"timeout": 0.05}) if on_sqlite else \
-        db.engine_for(url)
-    while True:
-        os.kill(pid, signal.SIGSTOP)
-        time.sleep(0.05)
-        try:
-            with impatient.connect() as connection:
-                connection.exec_driver_sql("BEGIN IMMEDIATE" if on_sqlite else "SELECT * FROM run FOR UPDATE NOWAIT")
-                connection.rollback()
-            return
-        except OperationalError:
-            os.kill(pid, signal.SIGCONT)
-            time.sleep(0.02)
-
-
 def test_a_hanging_runner_is_fenced_after_its_lease(runners, monkeypatch):
     """SIGSTOP: it lives, but says nothing; SIGKILL works on a stopped process too."""
     tell(monkeypatch, steps=1000, step_s=0.02)
@@ -168,3 +149,39 @@ def test_a_hanging_runner_is_fenced_after_its_lease(runners, monkeypatch):
     reconciler.reconcile()
     assert attempt_of(run_id, 1).state == "closed"
     assert not processes.marked(processes.marker(run_id, 1))
+
+
+def test_a_hanging_runner_of_a_cancelled_run_is_ended_too(runners, monkeypatch):
+    """There is nothing to recover, so it is never marked lost; its devices must be freed all the same."""
+    tell(monkeypatch, steps=1000, step_s=0.02)
+    run_id = add_run()
+    runners.claim_and_start()
+    wait_for_state(run_id, "running")
+    stop_between_transactions(attempt_of(run_id, 1).runner_pid)
+    wish(states.request_cancel, run_id)
+    reconciler = Reconciler("here")
+    reconciler._trust_expiry_at = 0
+    with db.transaction() as session:
+        session.execute(update(Run).values(lease_expires_at=db.now(session) - 5))
+    reconciler.reconcile()
+    assert get_run(run_id).state == "cancelling", "it may still come back"
+    with db.transaction() as session:
+        session.execute(update(Run).values(lease_expires_at=1.0))
+    reconciler.reconcile()
+    assert get_run(run_id).state == "cancelled" and attempt_of(run_id, 1).state == "closed"
+    assert not processes.marked(processes.marker(run_id, 1))
+
+
+@pytest.mark.parametrize("deaf", [False, True], ids=["it hears", "it is deaf"])
+def test_a_drain_ends_everything_also_where_the_database_is_away(runners, monkeypatch, deaf):
+    def away(*_: object) -> list:
+        raise OperationalError("SELECT 1", {}, Exception("the server closed the connection"))
+
+    tell(monkeypatch, steps=100_000, step_s=0.02, deaf=deaf)
+    run_id = add_run()
+    runners.claim_and_start()
+    wait_until(lambda: (get_run(run_id).progress.get("step") or 0) >= 2)
+    reconciler = Reconciler("here")
+    monkeypatch.setattr(drain, "attempts_of_host", away)
+    assert drain_host(2.0 if deaf else 20.0, reconciler=reconciler) is False
+    wait_until(lambda: not processes.marked_in(get_settings().data_dir), timeout_s=3)

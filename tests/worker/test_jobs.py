@@ -14,6 +14,7 @@ from app.core.models import Dataset, Job, TokenizerRow
 from app.core.settings import get_settings
 from minimind.tokenizer import Tokenizer
 from tests.database_rig import HOST, add_host
+from tests.worker.runner_rig import stop_between_transactions
 from worker import jobs
 from worker.reconciler import Reconciler, start_job
 
@@ -148,6 +149,27 @@ def test_a_job_whose_process_is_killed_twice_leaves_nothing(database):
             job_id, attempt = claim()
     assert "killed twice" in job(job_id).error["message"]
     assert dataset().state == "failed" and left_on_disk() == []
+
+
+def test_a_job_that_hangs_gives_its_lane_back(database, monkeypatch):
+    job_id, attempt = make_import(None, starter={"part": "text", "minutes": 60})
+    reconciler = Reconciler(HOST)
+    reconciler._trust_expiry_at = 0
+    process = start_job(job_id, attempt)
+    deadline = time.monotonic() + 60
+    while not left_on_disk():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    stop_between_transactions(process.pid)
+    with db.transaction() as session:
+        session.get(Job, job_id).lease_expires_at = db.now(session) - 5
+        session.get(Job, job_id).started_at = 0
+    reconciler.reconcile()
+    assert job(job_id).state == "running", "it may still come back"
+    with db.transaction() as session:
+        queue.request_cancel_job(session, session.get(Job, job_id)).lease_expires_at = 1.0
+    reconciler.reconcile()
+    assert job(job_id).state == "cancelled" and process.wait(timeout=10) < 0
 
 
 def test_a_tokenizer_is_trained_from_a_dataset(database):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 from sqlalchemy import select
 
@@ -153,3 +156,34 @@ def test_pausing_the_run_pauses_its_line_and_cancelling_it_cancels_it(line):
     with db.transaction() as session:
         states.request_cancel(session, lines.runs_of(session, pipeline_id)[0])
     assert look(pipeline_id)[0] == "cancelled"
+
+
+@pytest.mark.parametrize("wish, state", [(lines.request_pause_line, "paused"), (lines.request_cancel_line, "cancelled"),
+                                         (lines.request_resume_line, "queued")])
+def test_a_wish_that_meets_the_end_of_a_stage_finds_the_next_run(line, wish, state):
+    """PostgreSQL: whoever waits for the lock of the completing run must see the run that it makes."""
+    pipeline_id = line([{"stage": "pretrain", "config": {}}, {"stage": "sft", "config": {}}])
+    with db.transaction() as session:
+        claim = queue.claim_run(session, HOST)
+        states.move(session, session.get(Run, claim.run_id), "running")
+    held, wished = threading.Event(), []
+
+    def complete() -> None:
+        with db.transaction() as session:
+            states.move(session, session.get(Run, claim.run_id), "completed")
+            held.set()
+            time.sleep(0.5)
+
+    def ask() -> None:
+        assert held.wait(10)
+        with db.transaction() as session:
+            wish(session, session.get(Pipeline, pipeline_id))
+        wished.append(True)
+
+    threads = [threading.Thread(target=work) for work in (complete, ask)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    _, (first, second) = look(pipeline_id)
+    assert wished and (first.state, second.state) == ("completed", state)

@@ -179,6 +179,10 @@ def test_a_recovering_run_whose_processes_may_live_is_left_to_the_fence(database
     with db.transaction() as session:
         states.request_cancel(session, session.get(Run, run_id))
     assert get_run(run_id).state == "recovering"
+    for late in (states.request_pause, states.request_resume):  # a cancel is for good
+        with pytest.raises(states.IllegalWish), db.transaction() as session:
+            late(session, session.get(Run, run_id))
+    assert get_run(run_id).desired == "cancel"
     with db.transaction() as session:
         assert session.scalars(select(DeviceLease)).all(), "its devices stay taken until the fence"
         assert queue.take_back(session, session.get(Run, run_id), 1)
