@@ -7,7 +7,14 @@ option. Exit code: 0 completed, paused or stopped; 2 a mistake in what was given
 from __future__ import annotations
 
 import os
+import signal
 import sys
+
+
+def leave(number: int, frame: object) -> None:
+    """Ctrl-C before the run has begun: nothing is half-made, so nothing need be tidied up."""
+    os.write(2, b"\nStopped before the run began.\n")
+    os._exit(130)
 
 
 def main(arguments: list[str]) -> int:
@@ -29,4 +36,12 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    signal.signal(signal.SIGINT, leave)  # until the session has a better answer
+    status = main(sys.argv[1:])
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Everything is written. Ranks leave one after the other, and the threads of a process group that outlive the
+        # first of them were seen to abort the others once in a while.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -77,8 +77,10 @@ def parser_for(stage: str) -> argparse.ArgumentParser:
                             "from its newest whole checkpoint; DIR is a run or one checkpoint. Default: a new run.")
     place.add_argument("--allow_changes", nargs="?", const=True, default=False, type=_boolean, metavar="BOOL",
                        help="Accept another number of ranks, changed data or options on resume. Default: false.")
+    place.add_argument("--no_allow_changes", action="store_false", dest="allow_changes", help=argparse.SUPPRESS)
     place.add_argument("--cache_dir", type=Path, metavar="DIR",
-                       help="Tokenized data and trained vocabularies, shared by runs. Default: cache beside SAVE_DIR.")
+                       help="Tokenized data and trained vocabularies, shared by runs. Default: cache beside the "
+                            "directory that holds the runs.")
     place.add_argument("--attempt", type=int, metavar="N",
                        help="Number of this start, given by a job runner. Default: the last one + 1.")
     groups: dict[str, Any] = {}

@@ -36,7 +36,10 @@ def read_control(path: Path) -> Wish:
     raw = read_json(path)
     if not isinstance(raw, dict) or raw.get("command") not in COMMANDS:
         return Wish()
-    return Wish(raw["command"], bool(raw.get("save")), int(raw.get("id", 0)))
+    id = raw.get("id")
+    # a wish that somebody wrote by hand, without a number, is the first one
+    number = id if isinstance(id, int) and not isinstance(id, bool) else int(raw["command"] != "none")
+    return Wish(raw["command"], bool(raw.get("save")), number)
 
 
 class ControlReader:

@@ -5,18 +5,25 @@ Rank 0 alone touches the run directory before training; the other ranks hear fro
 
 from __future__ import annotations
 
+import re
+import shlex
+import shutil
 import sys
 import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from minimind.cli import Command
 from minimind.config import HARMLESS_KEYS, RunConfig, parse_config
 from minimind.errors import CheckpointError, ConfigError, ResumeError
 from minimind.manifest import MANIFEST_FILE, Manifest, newest_valid
-from minimind.run_dir import AttemptDir, RunDir, read_json, write_json
+from minimind.resolve import previous
+from minimind.run_dir import LOCK_FILE, AttemptDir, RunDir, RunLock, read_json, write_json
 
+#: options that name a file or directory
+PLACES = ("data_path", "tokenizer", "from_weight")
 USER_ERROR, CRASH = 2, 1
 
 
@@ -33,10 +40,14 @@ class Job:
     resume_from: Path | None = None
     finished: bool = False
     notes: tuple[str, ...] = ()
+    lock: RunLock | None = None
+    #: options of this start that the next one needs as well
+    kept_options: tuple[str, ...] = ()
 
-    @property
-    def resume_command(self) -> str:
-        return f"python train.py {self.config.stage_name} --out {self.run_dir.path} --resume auto"
+    def resume_command(self, world_size: int) -> str:
+        start = "python" if world_size == 1 else f"torchrun --nproc_per_node {world_size}"
+        words = ("train.py", self.config.stage_name, "--out", str(self.run_dir.path), "--resume", "auto")
+        return f"{start} {shlex.join((*words, *self.kept_options))}"
 
     def as_dict(self) -> dict:
         """What the other ranks need to know."""
@@ -47,18 +58,23 @@ class Job:
 
 def open_job(command: Command) -> Job:
     """Find or make the run directory and the attempt. Raises ``ConfigError`` or ``ResumeError``."""
-    run_dir, checkpoint = _find_run(command)
     external = command.attempt is not None
+    if not external:
+        command.values = {k: _absolute(v) if k in PLACES else v for k, v in command.values.items()}
+    run_dir, checkpoint = _find_run(command)
     known = read_json(run_dir.config)
-    if isinstance(known, dict):
-        config = _known_config(command, known)
+    is_new = not isinstance(known, dict)
+    if not is_new:
+        config = _known_config(command, known, run_dir)
     elif external:
         raise ResumeError(f"{run_dir.path} has no run.json.", hint="The job runner writes it before the start.")
     else:
         config = parse_config(command.stage, command.values)
         run_dir.path.mkdir(parents=True, exist_ok=True)
+    lock = None if external else _locked(run_dir)  # a job runner has its own fence
+    if is_new:
         write_json(run_dir.config, {**config.model_dump(mode="json"), "stage": command.stage})
-    cache_dir = (command.cache_dir or run_dir.path.parent.parent / "cache").absolute()
+    cache_dir = (command.cache_dir or _default_cache(command, run_dir)).absolute()
     finished = _completed(run_dir, command.attempt) if checkpoint is None else None
     damaged: list[str] = []
     if finished is not None:
@@ -74,7 +90,37 @@ def open_job(command: Command) -> Job:
     notes = tuple(f"{sentence} Continuing from an older one." if checkpoint else
                   f"{sentence} Starting from step 0." for sentence in damaged)
     return Job(config, run_dir, attempt, cache_dir, external, command.allow_changes, checkpoint,
-               finished is not None, notes)
+               finished is not None, notes, lock, _kept_options(command))
+
+
+def _absolute(place: Any) -> Any:
+    """A run is continued from wherever one stands then."""
+    return str(Path(place).absolute()) if isinstance(place, str) and place != "none" else place
+
+
+def _default_cache(command: Command, run_dir: RunDir) -> Path:
+    """Beside the directory that holds the runs; a run that lies elsewhere shares that of the present directory."""
+    parent = run_dir.path.parent
+    if parent in (command.save_dir.absolute(), run_dir.path.parent.parent / "runs"):
+        return parent.parent / "cache"
+    return command.save_dir.absolute().parent / "cache"
+
+
+def _locked(run_dir: RunDir) -> RunLock:
+    lock = RunLock(run_dir.path)
+    if not lock.take():
+        raise ResumeError(f"The run {run_dir.path} is being trained by process {lock.holder() or 'unknown'} now.",
+                          field="out", hint="Stop that one first (Ctrl-C saves), or choose another --out.")
+    return lock
+
+
+def _kept_options(command: Command) -> tuple[str, ...]:
+    """What was given now and stands in no file of the run: places, and options that change nothing learnt."""
+    kept = ("--cache_dir", str(command.cache_dir.absolute())) if command.cache_dir is not None else ()
+    if command.resume is None:
+        return kept  # the rest stands in run.json
+    return kept + tuple(word for key, value in command.values.items() if key in HARMLESS_KEYS
+                        for word in (f"--{key}", str(value)))
 
 
 def _find_run(command: Command) -> tuple[RunDir, Path | None]:
@@ -97,7 +143,7 @@ def _find_run(command: Command) -> tuple[RunDir, Path | None]:
         if run_dir.path.is_file():
             raise ConfigError([{"field": "out", "message": f"{run_dir.path} is a file.",
                                 "hint": "Choose a directory."}])
-        if command.resume is None and _has_files(run_dir.path):
+        if command.resume is None and _has_files(run_dir.path) and not _forget_failed_start(run_dir):
             raise ResumeError(f"{run_dir.path} is not empty.", field="out",
                               hint="Add --resume auto to continue the run in it, or choose another --out.")
         if command.resume == "auto" and _has_files(run_dir.path) and not run_dir.config.exists():
@@ -115,8 +161,22 @@ def _find_run(command: Command) -> tuple[RunDir, Path | None]:
 
 
 def _has_files(path: Path) -> bool:
-    """Hidden files do not count: a start killed at once can leave one."""
-    return path.is_dir() and any(not p.name.startswith(".") for p in path.iterdir())
+    """What a start that was killed at once can leave does not count."""
+    ours = re.compile(rf"{re.escape(LOCK_FILE)}|\.run\.json\..*\.tmp")
+    return path.is_dir() and any(not ours.fullmatch(p.name) for p in path.iterdir())
+
+
+def _forget_failed_start(run_dir: RunDir) -> bool:
+    """Remove a run that a mistake ended before its first step, so that the corrected command can have its place;
+    False where there is anything else in the directory."""
+    names = {run_dir.config.name, "attempts", LOCK_FILE}
+    results = [attempt.read_result() for attempt in run_dir.attempts()]
+    if {p.name for p in run_dir.path.iterdir()} - names or not results or RunLock(run_dir.path).is_taken() \
+            or not all(r is not None and r["status"] == "failed" and r["step"] == 0 for r in results):
+        return False
+    shutil.rmtree(run_dir.path / "attempts")
+    run_dir.config.unlink(missing_ok=True)
+    return True
 
 
 def _newest_unfinished(command: Command) -> RunDir | None:
@@ -126,7 +186,8 @@ def _newest_unfinished(command: Command) -> RunDir | None:
     for path in command.save_dir.iterdir():
         config = read_json(path / "run.json")
         if isinstance(config, dict) and config.get("stage") == command.stage \
-                and _completed(RunDir(path), hashes=False) is None and not _failed_at_once(RunDir(path)):
+                and _completed(RunDir(path), hashes=False) is None and not _failed_at_once(RunDir(path)) \
+                and not RunLock(path).is_taken():
             runs.append(((path / "run.json").stat().st_mtime, path))
     return RunDir(max(runs)[1]) if runs else None
 
@@ -164,12 +225,15 @@ def _is_whole(checkpoint: Path, hashes: bool) -> bool:
     return True
 
 
-def _known_config(command: Command, known: dict) -> RunConfig:
-    """The run's configuration with the options that were given now; refuses what would change what is learnt."""
+def _known_config(command: Command, known: dict, run_dir: RunDir) -> RunConfig:
+    """The run's configuration, with changes that its last attempt was allowed, and the options that were given now;
+    refuses what would change what is learnt."""
     stage = str(known.pop("stage", command.stage))
     if stage != command.stage:
         raise ResumeError(f"This run is of the stage {stage}, not {command.stage}.", field="stage",
                           hint=f"Resume it with: python train.py {stage} --resume ...")
+    last = previous(run_dir)
+    known |= last["config"] if last is not None else {}
     before = parse_config(stage, known)
     now = parse_config(stage, {**known, **command.values})
     changed = [f"{key} was {getattr(before, key)} and is {getattr(now, key)} now" for key in command.values

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from minimind.errors import ConfigError
 from minimind.events import EventWriter, NullEventWriter
 
 PROGRESS_EVERY_S = 0.5  # between two events of one phase
@@ -27,18 +28,34 @@ class Wandb:
     """Weights & Biases. Its variables win over our options: ``dir`` is passed only without ``WANDB_DIR``."""
 
     def __init__(self, config: dict, run_dir: Path, project: str | None, name: str | None):
-        import wandb  # slow to import, and only a few want it
-
-        where = {} if os.environ.get("WANDB_DIR") else {"dir": str(run_dir)}
-        self._run = wandb.init(project=os.environ.get("WANDB_PROJECT") or project or "minimind",
-                               name=os.environ.get("WANDB_NAME") or name or run_dir.name, config=config,
-                               resume="allow", **where)
+        wandb = import_wandb()
+        theirs = {"dir": ("WANDB_DIR", str(run_dir)), "resume": ("WANDB_RESUME", "allow")}
+        options = {key: value for key, (variable, value) in theirs.items() if not os.environ.get(variable)}
+        try:
+            self._run = wandb.init(project=os.environ.get("WANDB_PROJECT") or project or "minimind",
+                                   name=os.environ.get("WANDB_NAME") or name or run_dir.name, config=config, **options)
+        except wandb.errors.Error as error:
+            raise ConfigError([_wandb_problem(str(error).splitlines()[0])]) from error
 
     def log(self, values: dict, step: int) -> None:
         self._run.log(values, step=step)
 
     def close(self) -> None:
         self._run.finish()
+
+
+def import_wandb() -> Any:
+    """The package, slow to import and wanted by few; raises ``ConfigError`` where it is missing."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError([_wandb_problem(f"the package wandb cannot be imported: {error}")]) from error
+    return wandb
+
+
+def _wandb_problem(why: str) -> dict:
+    return {"field": "use_wandb", "message": f"Weights & Biases cannot be used: {why.rstrip('.')}.",
+            "hint": "Log in with 'wandb login' or WANDB_API_KEY, set WANDB_MODE=offline, or leave out --use_wandb."}
 
 
 class Reporter:

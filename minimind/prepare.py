@@ -19,7 +19,7 @@ from minimind.config import RunConfig, TrainConfig
 from minimind.data import starter
 from minimind.data.cache import content_hash, open_cache
 from minimind.data.layouts import detect_layout, iter_rows
-from minimind.errors import CheckpointError, DataError
+from minimind.errors import CheckpointError, ConfigError, DataError
 from minimind.manifest import Manifest, newest_valid
 from minimind.metrics import Reporter
 from minimind.presets import ModelConfig, model_config
@@ -185,15 +185,28 @@ class Materials:
         lineage = {"base": None, "base_weights": None}
         if self._resume_from is not None:
             manifest = Manifest.read(self._resume_from)
-            model, lineage = ModelConfig.from_dict(manifest.model), manifest.lineage
+            model, lineage = self._shape_of(manifest), manifest.lineage
         elif self.base is not None:
             path, manifest = self.base
-            model = ModelConfig.from_dict(manifest.model)
+            model = self._shape_of(manifest)
             lineage = {"base": str(path), "base_weights": manifest.files["model.safetensors"]["sha256"]}
         else:
             model = model_config(self.preset.name, config.model_overrides(), tokenizer.vocab_size)
         return Prepared(tokenizer=str(directory), cache=str(cache.path), preset=self.preset.name,
                         model=model.as_dict(), languages=self._languages(), **lineage)
+
+    def _shape_of(self, manifest: Manifest) -> ModelConfig:
+        """A checkpoint's shape, which options cannot change: raises ``ConfigError`` where they say another."""
+        assert isinstance(self.config, TrainConfig)
+        shape = ModelConfig.from_dict(manifest.model)
+        wrong = {name: value for name, value in self.config.model_overrides().items()
+                 if value is not None and value != getattr(shape, name)}
+        if wrong:
+            raise ConfigError([{"field": name, "message": f"The option {name} is {value}, and the checkpoint has "
+                                                          f"{getattr(shape, name)}, which cannot be changed.",
+                                "hint": f"Leave {name} out, or start without a checkpoint."}
+                               for name, value in wrong.items()])
+        return shape
 
     def _on_tokenized(self, rows: int, size: int) -> None:
         self.reporter.phase("tokenize", rows, unit="rows", message="Tokenizing.")

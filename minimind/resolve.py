@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from pathlib import Path
 
-from minimind.config import HARMLESS_KEYS, TrainConfig
+from minimind.config import HARMLESS_KEYS, RunConfig, TrainConfig
 from minimind.errors import ConfigError, ResumeError
 from minimind.presets import ModelConfig, Preset
 from minimind.run_dir import AttemptDir, RunDir, read_json, write_json
+from minimind.tokenizer import Tokenizer
 
 RESOLVED_VERSION = 1
 #: what must not change silently between attempts, with the words of the refusal
@@ -24,11 +26,13 @@ GUARDED = {
 }
 #: options that set the number of steps
 BUDGET_KEYS = ("epochs", "max_steps", "max_minutes", "batch_size", "accumulation_steps", "max_seq_len")
+#: options that set the rows of an optimizer step
+ROW_KEYS = ("batch_size", "accumulation_steps")
 #: never acceptable: the weights would mean something else
 FIXED = {"tokenizer_fingerprint": "the tokenizer", "model": "the shape of the model"}
 
 
-def semantic_config(config: TrainConfig) -> dict:
+def semantic_config(config: RunConfig) -> dict:
     """The options that decide what is learnt."""
     return {k: v for k, v in config.model_dump(mode="json").items() if k not in HARMLESS_KEYS}
 
@@ -84,10 +88,11 @@ def resolve(config: TrainConfig, *, preset: Preset, model: dict, world_size: int
     accumulation = config.accumulation_steps or preset.accumulation_steps
     semantic = semantic_config(config)
     same_world = old is not None and old["world_size"] == world_size
-    if old is not None and old["config"] == semantic and not same_world and allow_changes:
+    rows_kept = old is not None and all(old["config"].get(k) == semantic[k] for k in ROW_KEYS)
+    if rows_kept and not same_world and allow_changes:
         batch_size, accumulation = share_rows(old["rows_per_step"], old["batch_size"], old["accumulation_steps"],
                                               world_size)
-    elif old is not None and old["config"] == semantic:
+    elif rows_kept:
         batch_size, accumulation = old["batch_size"], old["accumulation_steps"]
     rows_per_step = batch_size * accumulation * world_size
     steps_per_epoch = -(-rows // rows_per_step)
@@ -108,10 +113,18 @@ def resolve(config: TrainConfig, *, preset: Preset, model: dict, world_size: int
     }
 
 
-def previous(run_dir: RunDir, attempt: int) -> dict | None:
-    """What the newest attempt before ``attempt`` ran with, or ``None`` for the first."""
+def of_tokenizer(config: RunConfig, made: Path) -> dict:
+    """As ``resolve``, for the stage that has neither weights nor steps. ``made``: the tokenizer's directory."""
+    tokenizer = Tokenizer.load(made)
+    return {"version": RESOLVED_VERSION, "stage": config.stage_name, "config": semantic_config(config),
+            "vocab_size": tokenizer.vocab_size, "tokenizer_fingerprint": tokenizer.fingerprint, "device": "cpu",
+            "world_size": 1, "total_steps": None}
+
+
+def previous(run_dir: RunDir, attempt: int | None = None) -> dict | None:
+    """What the newest attempt (before ``attempt``) ran with, or ``None`` where there was none yet."""
     for earlier in reversed(run_dir.attempts()):
-        if earlier.number < attempt and (found := _read(earlier.resolved)) is not None:
+        if (attempt is None or earlier.number < attempt) and (found := _read(earlier.resolved)) is not None:
             return found
     return _read(run_dir.resolved)
 
@@ -139,10 +152,12 @@ def differences(old: dict, new: dict) -> list[str]:
 
 def check_same(old: dict, new: dict, *, allow_changes: bool) -> list[str]:
     """The differences, once they are allowed. Raises ``ResumeError`` where they are not."""
-    for key, words in FIXED.items():
-        if old.get(key) != new.get(key):
-            raise ResumeError(f"This run cannot be continued: {words} is not the one it was started with.",
-                              hint="Start a new run, with this one's checkpoint as --from_weight if the shape fits.")
+    fixed = [words for key, words in FIXED.items() if old.get(key) != new.get(key)]
+    if old["config"].get("optimizer") != new["config"].get("optimizer"):  # its moments would mean nothing
+        fixed.append("the optimizer")
+    if fixed:
+        raise ResumeError(f"This run cannot be continued: {fixed[0]} is not the one it was started with.",
+                          hint="Start a new run, with this one's checkpoint as --from_weight if the shape fits.")
     found = differences(old, new)
     if found and not allow_changes:
         raise ResumeError(f"This run cannot be continued as it was: {'; '.join(found)}.",

@@ -10,9 +10,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,79 @@ def fsync_dir(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+LOCK_FILE = ".lock"
+#: what a trainer that was killed can leave running (processes that tokenize) is gone after this
+LOCK_PATIENCE_S = 10.0
+
+
+class RunLock:
+    """Held by rank 0 while it works in a run directory; ends with the process, however that ends.
+
+    Where the file system knows no locks there is none: attempts still fence each other off by their numbers.
+    """
+
+    def __init__(self, directory: Path):
+        self.path = directory / LOCK_FILE
+        self._file: Any = None
+
+    def take(self) -> bool:
+        """False where another living process holds it."""
+        file = open(self.path, "a+")
+        deadline = time.monotonic() + LOCK_PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < deadline and not _is_alive(self.holder()):
+                    time.sleep(0.05)
+                    continue
+                file.close()
+                return False
+            except OSError:
+                file.close()
+                return True
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            self._file = file
+            return True
+
+    def holder(self) -> int | None:
+        """Pid of whoever took it last."""
+        try:
+            return int(self.path.read_text())
+        except (OSError, ValueError):
+            return None
+
+    def is_taken(self) -> bool:
+        """Whether another process works in the directory now."""
+        try:
+            with open(self.path) as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False  # no such file: nobody was ever there
+        return False
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _is_alive(pid: int | None) -> bool:
+    if pid is None:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 class AttemptDir:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 import time
 import traceback
@@ -20,12 +21,12 @@ from minimind.control import ControlReader
 from minimind.data.cache import TokenCache
 from minimind.device import choose_device, choose_dtype, make_repeatable
 from minimind.distributed import World, threads_per_rank
-from minimind.errors import DiskFullError, MiniMindError
+from minimind.errors import ConfigError, DiskFullError, MiniMindError
 from minimind.evaluation import HeldOut
 from minimind.events import EventWriter
 from minimind.job import CRASH, USER_ERROR, Job, job_of, open_job
 from minimind.manifest import Manifest
-from minimind.metrics import Reporter, Wandb, send_output_to, silent
+from minimind.metrics import Reporter, Wandb, import_wandb, send_output_to, silent
 from minimind.prepare import Materials, Prepared
 from minimind.presets import PRESETS
 from minimind.run_dir import AttemptDir, RunDir
@@ -34,12 +35,15 @@ from minimind.stages.base import Stage
 from minimind.stages.pretrain import Pretrain
 from minimind.stages.sft import Sft
 from minimind.stages.tokenizer import run as make_tokenizer
-from minimind.stopping import SignalFlag, Stopper, StopRequested
+from minimind.stopping import SignalFlag, Stopper, StopRequested, Superseded
 from minimind.tokenizer import Tokenizer
 from minimind.trainer import Trainer, Verdict
 
 TRAINING_STAGES: dict[str, Stage] = {s.name: s for s in (Pretrain(), Sft())}
 OTHER_RANK_WAIT_S = 2.0
+#: what the system says of a path that cannot be what it was given for
+BAD_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+             errno.ENAMETOOLONG)
 
 
 class Session:
@@ -49,6 +53,7 @@ class Session:
         self.world = World()
         self.reporter = silent()
         self.job: Job | None = None
+        self.has_begun = False  # to train
 
     def run(self) -> int:
         try:
@@ -62,12 +67,19 @@ class Session:
             return self._end(self.job, verdict)
         except StopRequested as stop:
             return self._stopped_early(stop)
+        except Superseded as error:
+            self._complain(str(error))
+            return USER_ERROR
         except MiniMindError as error:
             return self._failed(error.as_dict(), USER_ERROR, str(error))
         except SaveFailed as error:
             return self._failed(DiskFullError(str(error), hint="Free some space and resume.").as_dict(),
                                 USER_ERROR, str(error))
         except OSError as error:
+            if error.errno in BAD_PLACE and error.filename and not self.has_begun and self.command.attempt is None:
+                wrong = ConfigError([{"field": "", "message": f"{error.filename} cannot be used: {error.strerror}.",
+                                      "hint": "Choose another place."}])
+                return self._failed(wrong.as_dict(), USER_ERROR, str(wrong))
             if error.errno not in FULL_DISK:
                 return self._crashed(error)
             return self._failed(DiskFullError("The disk is full.", hint="Free some space and resume.").as_dict(),
@@ -77,6 +89,8 @@ class Session:
         finally:
             self.reporter.close()
             self.world.close()
+            if self.job is not None and self.job.lock is not None:
+                self.job.lock.release()
 
     # -- before training ----------------------------------------------------------------------------------
 
@@ -89,6 +103,8 @@ class Session:
             self.job = job_of(message, self.command)
             if self.job.external:
                 send_output_to(self.job.attempt.log(self.world.rank))
+            elif not self.job.finished:
+                self._note(f"Rank {self.world.rank} of {self.world.size}.")
             return
         if self.command.attempt is not None and self.command.out is not None:
             send_output_to(self.command.out / "attempts" / str(self.command.attempt) / "logs" / "rank0.log")
@@ -114,7 +130,9 @@ class Session:
         remove_leftovers(job.run_dir)
 
     def _stopper(self, job: Job) -> Stopper:
-        return Stopper(self.flag, ControlReader(job.attempt.control) if self.world.is_main else None)
+        if not self.world.is_main:
+            return Stopper(self.flag, None)
+        return Stopper(self.flag, ControlReader(job.attempt.control), job.run_dir.attempt(job.attempt.number + 1).path)
 
     def _prepare(self, job: Job, stopper: Stopper, device: torch.device) -> Prepared:
         """Rank 0 prepares data and tokenizer, however long it takes; the others wait for its word."""
@@ -143,7 +161,8 @@ class Session:
     def _make_tokenizer(self, job: Job) -> Verdict:
         if self.world.is_main:
             materials = Materials(job.config, job.cache_dir, self.reporter, self._stopper(job), has_gpu=False)
-            make_tokenizer(materials, job.run_dir, self.reporter)
+            made = make_tokenizer(materials, job.run_dir, self.reporter)
+            resolution.freeze(job.run_dir, job.attempt, resolution.of_tokenizer(job.config, made), changed=False)
         return Verdict("completed", 0, None)
 
     # -- training -----------------------------------------------------------------------------------------
@@ -156,6 +175,8 @@ class Session:
         kernel = choose_kernel(config.attention, device, dtype)
         make_repeatable(device)
         self._warn_about_options(config, device, dtype)
+        if config.use_wandb and self.world.is_main:
+            import_wandb()  # its absence is better said now than after the data is prepared
         stopper = self._stopper(job)
         prepared = self._prepare(job, stopper, device)
         self.world.connect(device)
@@ -207,6 +228,7 @@ class Session:
                                             config.wandb_run_name)
             self._describe(resolved)
         self.reporter.event("state", {"status": "ready", "resumed_from_step": trainer.step})
+        self.has_begun = True
         return trainer.run()
 
     def _warn_about_options(self, config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None:
@@ -242,7 +264,7 @@ class Session:
         words = {"completed": "Completed", "paused": "Paused", "stopped": "Stopped"}[status]
         self.reporter.say(f"{words} at step {step}." + (f" Checkpoint: {checkpoint}" if checkpoint else ""))
         if status == "paused" and not job.external:
-            self.reporter.say(f"Continue with: {job.resume_command}")
+            self.reporter.say(f"Continue with: {job.resume_command(self.world.size)}")
         job.attempt.write_result(status, step, str(checkpoint) if checkpoint else None)
 
     def _stopped_early(self, stop: StopRequested) -> int:
@@ -257,15 +279,28 @@ class Session:
         """Leave the verdict and the sentence. ``error``: class, message, hint."""
         if not self.world.is_main:
             self.world.tell(f"error-{self.world.rank}", {"error": error})
-            _complain(sentence)
+            self._complain(sentence)
             return code
         self.reporter.event("error", error)
-        _complain(sentence)
+        self._complain(sentence)
         attempt = self._attempt_for_verdict()
         if attempt is not None:
             checkpoint = self._newest_name()
             attempt.write_result("failed", self.reporter.step, checkpoint, error)
         return code
+
+    def _complain(self, text: str) -> None:
+        """To stderr and the rank's log, both of which may be on a full disk: the verdict is still to be written."""
+        with contextlib.suppress(OSError):
+            print(f"error: {text}", file=sys.stderr, flush=True)
+        self._note(f"error: {text}")
+
+    def _note(self, text: str) -> None:
+        """Into this rank's log. (A job runner's ranks print there anyway.)"""
+        if self.job is None or self.job.external:
+            return
+        with contextlib.suppress(OSError), open(self.job.attempt.log(self.world.rank), "a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def _attempt_for_verdict(self) -> AttemptDir | None:
         """The attempt's directory, also where the job could not be opened but a runner made one."""
@@ -284,7 +319,7 @@ class Session:
 
     def _crashed(self, error: Exception) -> int:
         """A crash, by its class; another rank's own words are better than our broken connection to it."""
-        _complain(traceback.format_exc())
+        self._complain(traceback.format_exc())
         found = _classify(error)
         if self.world.is_main and self.world.is_parallel and found["class"] == "NCCL":
             time.sleep(OTHER_RANK_WAIT_S)  # a dying rank may still say why
@@ -293,12 +328,6 @@ class Session:
                 if message is not None and message["error"]["class"] != "NCCL":
                     found = message["error"]
         return self._failed(found, CRASH, found["message"])
-
-
-def _complain(text: str) -> None:
-    """To stderr, which may be a log on a full disk: the verdict is still to be written."""
-    with contextlib.suppress(OSError):
-        print(f"error: {text}", file=sys.stderr, flush=True)
 
 
 def _classify(error: Exception) -> dict:

@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 from minimind.control import ControlReader, Wish
+from minimind.errors import MiniMindError
 
 #: what a wish looks like in a sum over all ranks, in which only rank 0 speaks
-CODES = {("none", False): 0, ("pause", True): 1, ("stop", False): 2, ("stop", True): 3}
+CODES = {("none", False): 0, ("pause", True): 1, ("stop", False): 2, ("stop", True): 3, ("superseded", False): 4}
 WISHES = {code: Wish(command, save) for (command, save), code in CODES.items()}
+
+
+class Superseded(MiniMindError):
+    """A later attempt of the run has begun: this one must change nothing any more."""
+
+    code = "SUPERSEDED"
 
 
 class StopRequested(Exception):
@@ -43,15 +51,19 @@ class SignalFlag:
 
 
 class Stopper:
-    """The wishes of one rank: rank 0 has the control file, every rank its signals."""
+    """The wishes of one rank: rank 0 has the control file, every rank its signals. ``successor`` is the directory of
+    the next attempt: once it exists, this attempt is over whatever else is wished."""
 
-    def __init__(self, flag: SignalFlag, control: ControlReader | None):
+    def __init__(self, flag: SignalFlag, control: ControlReader | None, successor: Path | None = None):
         self.flag = flag
         self._control = control
+        self._successor = successor
         self._told = self._done = 0  # ids of the wish that `code` told last, and of the last one that was answered
 
     def wish(self) -> Wish:
         """The control file's wish, unless it was answered already."""
+        if self._successor is not None and self._successor.exists():
+            return Wish("superseded")
         wish = self._control.read() if self._control else Wish()
         return wish if wish.id > self._done else Wish()
 
@@ -63,6 +75,7 @@ class Stopper:
     def check(self) -> None:
         """Raises ``StopRequested`` where somebody wants the work to end. For the time before step 1."""
         wish = self.wish()
+        refuse_superseded(wish)
         if wish.command != "none":
             raise StopRequested(wish)
         if self.flag.raised:
@@ -73,6 +86,12 @@ class Stopper:
         which may have come while the save was tried."""
         self._done = self._told
         self.flag.raised = False
+
+
+def refuse_superseded(wish: Wish) -> None:
+    if wish.command == "superseded":
+        raise Superseded("Another start has taken this run over; this one ends without changing anything.",
+                         hint="Follow the newest directory under attempts/.")
 
 
 def agreed(code_sum: float, signals: float) -> Wish:

@@ -45,7 +45,7 @@ from minimind.optim import Optimizer, learning_rate_at
 from minimind.presets import ModelConfig
 from minimind.run_dir import RunDir
 from minimind.samples import Samples
-from minimind.stopping import Stopper, StopRequested, agreed
+from minimind.stopping import Stopper, StopRequested, agreed, refuse_superseded
 from minimind.tokenizer import Tokenizer
 
 MAX_SKIPPED_STEPS = 10  # in a row, before a run whose numbers are not finite is given up
@@ -150,6 +150,7 @@ class Trainer:
             if self.scaler is not None:
                 self.scaler.update()
             self.optimizer.zero_grad()
+            refuse_superseded(done.wish)
             if done.wish.command != "none":
                 raise StopRequested(done.wish)
             times.append(self.world.sum([time.perf_counter() - start if self.world.is_main else 0.0])[0])
@@ -185,6 +186,7 @@ class Trainer:
             window = self.sampler.window(self.step + 1)
             start = time.perf_counter()
             done = self._train(window, total)
+            refuse_superseded(done.wish)
             trained_s += time.perf_counter() - start
             self.step, self.loss, self.eval_loss = window.step, done.loss, None
             self.tokens += int(self.rows.tokens[window.rows].sum())

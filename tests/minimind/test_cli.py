@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from minimind import cli, job
 from minimind.config import STAGES
 from minimind.errors import ConfigError
 from minimind.run_dir import RunDir, write_json
-from tests.minimind.training import TINY, result, run, write_dialogues, write_texts
+from tests.minimind.training import ROOT, TINY, result, run, write_dialogues, write_texts
 
 
 def test_no_arguments_pretrain() -> None:
@@ -27,6 +30,10 @@ def test_no_arguments_pretrain() -> None:
 ])
 def test_booleans(words: list[str], value: bool) -> None:
     assert cli.parse(["sft", *words]).values == {"use_compile": value}
+
+
+def test_every_boolean_has_its_no() -> None:
+    assert cli.parse(["--allow_changes"]).allow_changes and not cli.parse(["--no_allow_changes"]).allow_changes
 
 
 def test_values_have_their_types() -> None:
@@ -74,8 +81,8 @@ def data(tmp_path: Path) -> Path:
     (["--device", "tpu"], "no device named 'tpu'"),
     (["--dtype", "float16"], "float16 cannot be trained on a CPU"),
     (["--attention", "flash_attn"], "needs a CUDA device"),
-    (["--data_path", "nowhere.jsonl"], "no file or directory nowhere.jsonl"),
-    (["--from_weight", "nowhere"], "no checkpoint nowhere"),
+    (["--data_path", "nowhere.jsonl"], f"no file or directory {Path.cwd() / 'nowhere.jsonl'}"),
+    (["--from_weight", "nowhere"], f"no checkpoint {Path.cwd() / 'nowhere'}"),
     (["--use_moe"], "not available"),
     (["--max_seq_len", 4], "max_seq_len = 4"),
     (["--preset", "huge"], "no preset named 'huge'"),
@@ -157,6 +164,8 @@ def test_auto_passes_over_a_start_that_failed_at_once(tmp_path: Path) -> None:
 def test_the_tokenizer_stage(tmp_path: Path, data: Path) -> None:
     assert run("tokenizer", "--out", tmp_path / "run", "--data_path", data, "--vocab_size", 350, "--cache_dir",
                tmp_path / "cache") == 0
+    resolved = json.loads((tmp_path / "run/resolved.json").read_text())
+    assert (resolved["stage"], resolved["vocab_size"], resolved["total_steps"]) == ("tokenizer", 350, None)
     assert {p.name for p in (tmp_path / "run/tokenizer").iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
     assert result(tmp_path / "run") == {"attempt": 1, "status": "completed", "step": 0, "checkpoint": None,
                                         "error": None}
@@ -173,3 +182,61 @@ def test_a_tokenizer_that_is_not_the_bases_is_refused(tmp_path: Path, data: Path
     assert run("pretrain", *TINY, "--out", tmp_path / "run", "--max_steps", 1, *common, "--from_weight",
                tmp_path / "base", "--tokenizer", tmp_path / "t/tokenizer") == 2
     assert "is not the one that the checkpoint" in capfd.readouterr().err
+
+
+def test_a_corrected_command_has_the_same_place(tmp_path: Path, data: Path, capfd: pytest.CaptureFixture) -> None:
+    arguments = [*TINY, "--out", tmp_path / "run", "--cache_dir", tmp_path / "cache", "--max_steps", 1]
+    assert run("pretrain", *arguments, "--data_path", tmp_path / "nowhere.jsonl") == 2
+    assert run("pretrain", *arguments, "--data_path", data) == 0
+    assert [a.number for a in RunDir(tmp_path / "run").attempts()] == [1]
+    assert run("pretrain", *arguments, "--data_path", data) == 2, "a run that has learnt something stays"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/.git").mkdir()
+    assert run("pretrain", *TINY, "--out", tmp_path / "mine", "--data_path", data) == 2, "hidden files are files"
+    assert "is not empty" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--out", "file/run"], ["--out", "/proc/nope/run"], ["--save_dir", "file"],
+                                   ["--cache_dir", "file", "--out", "run"], ["--cache_dir", "/proc/no", "--out", "r"]])
+def test_a_place_that_cannot_be_is_one_sentence(tmp_path: Path, data: Path, words: list[str],
+                                                capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    assert run("pretrain", *TINY, "--data_path", data, "--max_steps", 1, *words) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_the_shape_of_a_base_cannot_be_changed(tmp_path: Path, data: Path, capfd: pytest.CaptureFixture) -> None:
+    common = ["--data_path", data, "--cache_dir", tmp_path / "cache", "--max_steps", 1]
+    assert run("pretrain", *TINY, "--out", tmp_path / "base", *common) == 0
+    wider = ["--device", "cpu", "--from_weight", tmp_path / "base", "--hidden_size", 64, "--num_hidden_layers", 3]
+    assert run("pretrain", "--out", tmp_path / "wider", *wider, *common) == 2
+    error = capfd.readouterr().err
+    assert "hidden_size is 64" in error and "num_hidden_layers is 3" in error
+
+
+def test_wandb_without_an_account_is_one_sentence(tmp_path: Path, data: Path, capfd: pytest.CaptureFixture,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "online")
+    for name in ("WANDB_API_KEY", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    code = run("pretrain", *TINY, "--out", tmp_path / "run", "--data_path", data, "--cache_dir", tmp_path / "cache",
+               "--max_steps", 1, "--use_wandb")
+    error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(error) == 1 and "WANDB_MODE=offline" in error[0]
+
+
+@pytest.mark.parametrize("after_s", [0.5, 1.2])
+def test_ctrl_c_in_the_first_moment_is_quiet(tmp_path: Path, data: Path, after_s: float) -> None:
+    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *TINY, "--data_path", str(data), "--out",
+                                str(tmp_path / "run"), "--cache_dir", str(tmp_path / "cache"), "--max_steps", "100000"],
+                               stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    time.sleep(after_s)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert "Traceback" not in error or "train.py" not in error, "before our first line it is Python's own"
+    assert "cannot be imported" not in error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -96,6 +97,59 @@ def test_another_number_of_ranks_keeps_rows_and_steps(tmp_path: Path) -> None:
         assert dict(a)["loss"] == pytest.approx(dict(b)["loss"], rel=2e-3), step
         assert (dict(a)["lr"], dict(a)["epoch"]) == (dict(b)["lr"], dict(b)["epoch"])
     assert len(curve(moved)) == STEPS
+
+
+def test_what_was_accepted_once_stays_accepted(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """Another rate and another number of ranks, then the very command that the pause has printed."""
+    write_texts(tmp_path / "data.jsonl")
+    moved = tmp_path / "moved"
+    first = Ranks(1, "pretrain", "--out", moved, *options(tmp_path, "--accumulation_steps", 2))
+    first.wait_until(lambda: last_step(moved, 1) >= 3)
+    first.signal(signal.SIGTERM)
+    assert first.wait() == [0]
+    pair = Ranks(2, "pretrain", "--out", moved, "--resume", "auto", "--allow_changes", "--learning_rate", 0.001,
+                 "--cache_dir", tmp_path / "cache", "--log_interval", 2)
+    pair.wait_until(lambda: last_step(moved, 2) >= 6)
+    pair.signal(signal.SIGTERM)
+    assert pair.wait() == [0, 0], pair.output
+    resolved = json.loads((moved / "attempts/2/resolved.json").read_text())
+    assert (resolved["world_size"], resolved["rows_per_step"], resolved["total_steps"]) == (2, 4, STEPS)
+    assert {p.name for p in (moved / "attempts/2/logs").iterdir()} == {"rank0.log", "rank1.log"}
+    [line] = [line for line in pair.output[0].splitlines() if "Continue with: " in line]
+    words = shlex.split(line.partition("Continue with: ")[2])
+    assert words[:4] == ["torchrun", "--nproc_per_node", "2", "train.py"]
+    assert words[words.index("--cache_dir") + 1] == str(tmp_path / "cache")
+    again = Ranks(2, *words[4:])
+    assert again.wait() == [0, 0], again.output
+    assert dict(curve(moved)[STEPS])["lr"] == pytest.approx(1e-4)
+
+
+def test_two_cannot_train_one_run(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    write_texts(tmp_path / "data.jsonl")
+    arguments = options(tmp_path, "--max_steps", 100_000)
+    running = Ranks(1, "pretrain", "--out", tmp_path / "run", *arguments)
+    running.wait_until(lambda: last_step(tmp_path / "run", 1) >= 6)
+    assert run("pretrain", "--out", tmp_path / "run", "--resume", "auto") == 2
+    assert f"is being trained by process {running.processes[0].pid} now" in capfd.readouterr().err
+    assert [a.number for a in RunDir(tmp_path / "run").attempts()] == [1]
+    # whatever made it think that it may: once a later attempt exists, the earlier one changes nothing any more
+    (tmp_path / "run/attempts/2").mkdir()
+    assert running.wait() == [2] and "taken this run over" in running.output[0]
+    saved = [p.name for p in RunDir(tmp_path / "run").checkpoint_dirs()]
+    assert RunDir(tmp_path / "run").attempt(1).read_result() is None
+    (tmp_path / "run/attempts/2").rmdir()
+    assert run("pretrain", "--out", tmp_path / "run", "--resume", "auto", "--max_steps", last_step(
+        tmp_path / "run", 1) + 2, "--allow_changes") == 0
+    assert saved[0] in [p.name for p in RunDir(tmp_path / "run").checkpoint_dirs()]
+
+
+def test_another_optimizer_cannot_go_on(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    write_texts(tmp_path / "data.jsonl")
+    assert run("pretrain", "--out", tmp_path / "run", *options(tmp_path, "--max_steps", 2)) == 0
+    (tmp_path / "run/attempts/1/result.json").unlink()  # as if it had been killed
+    assert run("pretrain", "--out", tmp_path / "run", "--resume", "auto", "--optimizer", "adamw",
+               "--allow_changes") == 2
+    assert "the optimizer is not the one" in capfd.readouterr().err
 
 
 def test_fine_tuning_resumes_too_without_its_base(tmp_path: Path) -> None:
