@@ -90,7 +90,7 @@ def open_job(command: Command) -> Job:
     notes = tuple(f"{sentence} Continuing from an older one." if checkpoint else
                   f"{sentence} Starting from step 0." for sentence in damaged)
     return Job(config, run_dir, attempt, cache_dir, external, command.allow_changes, checkpoint,
-               finished is not None, notes, lock, _kept_options(command))
+               finished is not None, notes, lock, _kept_options(command, run_dir, cache_dir))
 
 
 def _absolute(place: Any) -> Any:
@@ -114,9 +114,12 @@ def _locked(run_dir: RunDir) -> RunLock:
     return lock
 
 
-def _kept_options(command: Command) -> tuple[str, ...]:
-    """What was given now and stands in no file of the run: places, and options that change nothing learnt."""
-    kept = ("--cache_dir", str(command.cache_dir.absolute())) if command.cache_dir is not None else ()
+def _kept_options(command: Command, run_dir: RunDir, cache_dir: Path) -> tuple[str, ...]:
+    """What stands in no file of the run and cannot be told from its place: the cache, and options given now that
+    change nothing learnt."""
+    runs = run_dir.path.parent
+    found_again = runs.name == "runs" and cache_dir == runs.parent / "cache"
+    kept = () if found_again else ("--cache_dir", str(cache_dir))
     if command.resume is None:
         return kept  # the rest stands in run.json
     return kept + tuple(word for key, value in command.values.items() if key in HARMLESS_KEYS

@@ -196,6 +196,21 @@ def test_a_corrected_command_has_the_same_place(tmp_path: Path, data: Path, capf
     assert "is not empty" in capfd.readouterr().err
 
 
+def test_a_run_is_continued_from_wherever_one_stands(tmp_path: Path, data: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths are kept whole, and the printed command names the cache where the run's place does not tell it."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for words, cache, is_named in ((["--out", "mine"], "here/cache", True), (["--out", "runs/a"], "here/cache", False),
+                                   (["--out", "../x/runs/b"], "x/cache", False), ([], "here/cache", False)):
+        given = cli.parse(["--data_path", f"../{data.name}", *words])
+        found = job.open_job(given)
+        assert found.config.data_path == str(tmp_path / "here" / ".." / data.name)
+        assert found.cache_dir.resolve() == tmp_path / cache
+        assert ("--cache_dir" in found.resume_command(1)) == is_named
+        found.lock.release()
+
+
 @pytest.mark.parametrize("words", [["--out", "file/run"], ["--out", "/proc/nope/run"], ["--save_dir", "file"],
                                    ["--cache_dir", "file", "--out", "run"], ["--cache_dir", "/proc/no", "--out", "r"]])
 def test_a_place_that_cannot_be_is_one_sentence(tmp_path: Path, data: Path, words: list[str],
