@@ -20,7 +20,7 @@ from minimind.config import HARMLESS_KEYS, RunConfig, parse_config
 from minimind.errors import CheckpointError, ConfigError, ResumeError
 from minimind.manifest import MANIFEST_FILE, Manifest, newest_valid
 from minimind.resolve import previous
-from minimind.run_dir import LOCK_FILE, AttemptDir, RunDir, RunLock, read_json, write_json
+from minimind.run_dir import LOCK_FILE, LOCK_PATIENCE_S, AttemptDir, RunDir, RunLock, read_json, write_json
 
 #: options that name a file or directory
 PLACES = ("data_path", "tokenizer", "from_weight")
@@ -71,7 +71,7 @@ def open_job(command: Command) -> Job:
     else:
         config = parse_config(command.stage, command.values)
         run_dir.path.mkdir(parents=True, exist_ok=True)
-    lock = None if external else _locked(run_dir)  # a job runner has its own fence
+    lock = _locked(run_dir, external)
     if is_new:
         write_json(run_dir.config, {**config.model_dump(mode="json"), "stage": command.stage})
     cache_dir = (command.cache_dir or _default_cache(command, run_dir)).absolute()
@@ -106,9 +106,11 @@ def _default_cache(command: Command, run_dir: RunDir) -> Path:
     return command.save_dir.absolute().parent / "cache"
 
 
-def _locked(run_dir: RunDir) -> RunLock:
+def _locked(run_dir: RunDir, external: bool) -> RunLock:
+    """Raises ``ResumeError`` where another process trains the run. (A job runner has its own fence: it takes the lock
+    where it can, so that others see it.)"""
     lock = RunLock(run_dir.path)
-    if not lock.take():
+    if not lock.take(0.0 if external else LOCK_PATIENCE_S) and not external:
         raise ResumeError(f"The run {run_dir.path} is being trained by process {lock.holder() or 'unknown'} now.",
                           field="out", hint="Stop that one first (Ctrl-C saves), or choose another --out.")
     return lock

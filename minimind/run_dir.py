@@ -72,10 +72,10 @@ class RunLock:
         self.path = directory / LOCK_FILE
         self._file: Any = None
 
-    def take(self) -> bool:
-        """False where another living process holds it."""
+    def take(self, patience_s: float) -> bool:
+        """False where another process holds it: at once if that one lives, else after ``patience_s``."""
         file = open(self.path, "a+")
-        deadline = time.monotonic() + LOCK_PATIENCE_S
+        deadline = time.monotonic() + patience_s
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

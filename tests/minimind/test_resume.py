@@ -212,3 +212,18 @@ def test_one_named_checkpoint_is_continued_and_its_successors_lead(tmp_path: Pat
     assert events(broken, 2)[0]["data"] == {"resumed_from_step": 20}
     same_training(whole, broken)
     assert newest_valid(broken)[0].name == f"step-{STEPS:08d}-a2"
+
+
+def test_a_run_of_a_job_runner_is_not_taken_over_by_hand(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    write_texts(tmp_path / "data.jsonl")
+    values = {"stage": "pretrain", "data_path": str(tmp_path / "data.jsonl"), "hidden_size": 32, "max_seq_len": 32,
+              "num_hidden_layers": 1, "max_steps": 100_000, "vocab_size": 400, "save_interval": 5}
+    (tmp_path / "run").mkdir()
+    RunDir(tmp_path / "run").config.write_text(json.dumps(values))
+    running = Ranks(1, "pretrain", "--out", tmp_path / "run", "--attempt", 1, "--resume", "auto", "--cache_dir",
+                    tmp_path / "cache")
+    running.wait_until(lambda: last_step(tmp_path / "run", 1) >= 2)
+    assert run("pretrain", "--resume", tmp_path / "run") == 2
+    assert "is being trained by process" in capfd.readouterr().err
+    running.signal(signal.SIGTERM)
+    assert running.wait() == [0] and result(tmp_path / "run")["status"] == "paused"
