@@ -24,7 +24,8 @@ SEND_LIMIT_S = 1.0
 #: after a failure nothing is tried for this long: a broker that is away must not cost a second per message
 QUIET_AFTER_FAILURE_S = 1.0
 _MAX_PENDING = 10_000
-#: the two connections that messages leave through; either can fail without the other
+#: what messages leave through: a client and the address it was made for; each can fail without the others
+Door = tuple[str, str]
 BROKER, CELERY = "broker", "celery"
 
 
@@ -52,13 +53,13 @@ class Background:
     """One daemon thread that sends what it is given; of several with one key only the last is sent."""
 
     def __init__(self) -> None:
-        self._pending: dict[tuple[str, Any], Callable[[], Any]] = {}
+        self._pending: dict[tuple[Door, Any], Callable[[], Any]] = {}
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._sending = False
 
-    def post(self, door: str, key: Any, send: Callable[[], Any]) -> None:
-        """Send soon; ``door`` is the connection that ``send`` uses."""
+    def post(self, door: Door, key: Any, send: Callable[[], Any]) -> None:
+        """Send soon, through ``door``."""
         with self._changed:
             if len(self._pending) < _MAX_PENDING:
                 self._pending[door, key] = send
@@ -79,14 +80,14 @@ class Background:
                 batch = list(self._pending.items())
                 self._pending.clear()
                 self._sending = True
-            failed: set[str] = set()
+            failed: set[Door] = set()
             for (door, _), send in batch:
                 if door in failed:
                     continue  # it would fail the same way; its listeners poll
                 try:
                     send()
                 except Exception as error:  # whatever the client library raises: a bell must never matter
-                    log.warning("bell_not_rung", door=door, error=f"{type(error).__name__}: {error}")
+                    log.warning("bell_not_rung", door=door[0], error=f"{type(error).__name__}: {error}")
                     failed.add(door)
             with self._changed:
                 self._sending = False
@@ -109,7 +110,7 @@ def client(broker_url: str | None = None, **options: Any) -> Any:
 
 def _publish(key: tuple[str, str], channel: str, message: str) -> None:
     url = get_settings().broker_url
-    background.post(BROKER, key, lambda: _publisher(url).publish(channel, message))
+    background.post((BROKER, url), key, lambda: _publisher(url).publish(channel, message))
 
 
 @functools.cache
@@ -152,7 +153,7 @@ def ring(kind: str = "run") -> None:
     Returns at once; a broker that is away costs nothing but the poll interval of the workers.
     """
     settings = get_settings()
-    background.post(CELERY, ("ring", kind),
+    background.post((CELERY, settings.celery_broker_url), ("ring", kind),
                     lambda: _bell(settings.celery_broker_url, settings.redis_prefix).send_task(
                         WAKE_TASK, args=[kind], retry=False))
 
