@@ -1,8 +1,9 @@
-"""Makes ``.venv``, installs ``requirements.txt``, goes on: ``python3 worker/bootstrap.py CHECKOUT [ARGS]``.
+"""Makes what ``./studio`` needs and goes on: ``python3 worker/bootstrap.py CHECKOUT [ARGS]``.
 
-``./studio`` becomes this program only when something changed, and this one becomes ``./studio ARGS`` again
-when all is there. It runs on whatever Python the machine has, so it uses the standard library alone. An
-installation that was interrupted is thrown away and made again: half a package cannot be told from a whole one.
+That is ``.venv`` with ``requirements.txt`` in it, and ``static/dist``. ``./studio`` becomes this program only when
+something changed, and this one becomes ``./studio ARGS`` again when all is there. It runs on whatever Python the
+machine has, so it uses the standard library alone. An installation that was interrupted is thrown away and made
+again: half a package cannot be told from a whole one.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import sys
 import time
 from pathlib import Path
 
+if __name__ == "__main__":  # started as a file: the packages of the checkout are one folder up
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-class BootstrapError(Exception):
-    """One sentence for the user."""
+from worker import assets
+from worker.steps import BootstrapError, reason_in, run_logged, say, write_stamp
 
 
 def main(root: Path, arguments: list[str]) -> int:
@@ -29,11 +32,12 @@ def main(root: Path, arguments: list[str]) -> int:
         try:
             if not is_current(environment, requirements):  # another start may have done it meanwhile
                 install(environment, requirements)
+            assets.need(root)
         except BootstrapError as error:
-            print(f"studio: {error}", file=sys.stderr)
+            say(str(error))
             return 2
         except KeyboardInterrupt:
-            print("studio: installation interrupted; the next start makes it again.", file=sys.stderr)
+            say("installation interrupted; the next start makes it again.")
             return 130
     os.execv(root / "studio", [str(root / "studio"), *arguments])
 
@@ -51,7 +55,7 @@ def install(environment: Path, requirements: Path) -> None:
     if unfinished.exists() or not _works(python):
         if environment.is_symlink() or environment.is_file():
             environment.unlink()
-        print("studio: making the Python environment .venv ...", file=sys.stderr, flush=True)
+        say("making the Python environment .venv ...")
         made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)],
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if made.returncode:
@@ -60,26 +64,15 @@ def install(environment: Path, requirements: Path) -> None:
                                  "speaks of ensurepip, install the package python3-venv.")
     wanted = requirements.read_bytes()
     log_path = environment / "install.log"
-    print("studio: installing packages (some minutes the first time) ...", file=sys.stderr, flush=True)
+    say("installing packages (some minutes the first time) ...")
     unfinished.touch()
-    with open(log_path, "w") as log:
-        pip = subprocess.Popen([str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input",
-                                "-r", str(requirements)], stdin=subprocess.DEVNULL, stdout=log,
-                               stderr=subprocess.STDOUT)
-        try:
-            _show_progress(pip, log_path, began)
-        except BaseException:
-            pip.terminate()
-            pip.wait()
-            raise
-    if pip.returncode:
-        lines = [line for line in log_path.read_text(errors="replace").splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:]
-        raise BootstrapError(f"packages could not be installed ({(errors or ['no output'])[-1].strip()}). Check the "
+    if run_logged([python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "-r", requirements],
+                  log_path):
+        raise BootstrapError(f"packages could not be installed ({reason_in(log_path, 'ERROR')}). Check the "
                              f"connection to the package index and start again; all of pip's words are in {log_path}.")
-    _write_stamp(environment / "requirements.stamp", wanted)
+    write_stamp(environment / "requirements.stamp", wanted)
     unfinished.unlink()
-    print(f"studio: installed in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    say(f"installed in {time.monotonic() - began:.0f} s")
 
 
 def _works(python: Path) -> bool:
@@ -92,45 +85,11 @@ def _works(python: Path) -> bool:
         return False
 
 
-def _show_progress(pip: subprocess.Popen, log_path: Path, began: float) -> None:
-    """What pip is at, on one line of a terminal; elsewhere a line every 30 seconds."""
-    terminal = sys.stderr.isatty()
-    last = began
-    while True:
-        try:
-            pip.wait(timeout=0.5)
-            break
-        except subprocess.TimeoutExpired:
-            now = time.monotonic()
-            if not terminal and now - last < 30:
-                continue
-            last = now
-            text = f"studio: {now - began:4.0f} s  {_latest_step(log_path)}"[:100]
-            print(f"\r\033[K{text}" if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True)
-    if terminal:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
-def _latest_step(path: Path) -> str:
-    """What pip's output says it is doing."""
-    with open(path, "rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - 2000))
-        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
-    telling = [line for line in lines if line.startswith(("Collecting", "Downloading", "Building", "Installing"))]
-    return telling[-1] if telling else ""
-
-
-def _write_stamp(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
 def _wait_for(lock) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print("studio: another start is installing; waiting for it ...", file=sys.stderr, flush=True)
+        say("another start is installing; waiting for it ...")
         fcntl.flock(lock, fcntl.LOCK_EX)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from worker import bootstrap
+from worker import bootstrap, steps
 
 
 @pytest.fixture(scope="module")
@@ -48,4 +48,4 @@ def test_a_package_that_is_not_there_is_one_sentence(made: Path, capsys: pytest.
 def test_progress_shows_what_pip_does(tmp_path: Path) -> None:
     log = tmp_path / "install.log"
     log.write_text("Collecting torch==2.13.0\n  Downloading torch (180 MB)\nSomething else\n")
-    assert bootstrap._latest_step(log) == "Downloading torch (180 MB)"
+    assert steps._latest_step(log) == "Downloading torch (180 MB)"

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from minimind.errors import MiniMindError
+from worker import assets
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 #: a small run with its checkpoints
@@ -185,8 +186,15 @@ def check_assets() -> Iterator[Finding]:
     missing = [name for name in ("templates", "static", "migrations") if not (ROOT / name).is_dir()]
     if missing:
         yield "bad", f"{', '.join(missing)} missing in {ROOT}", "Clone the repository again."
+        return
+    advice = "Start any ./studio command without STUDIO_PYTHON, which builds them, or run 'npm ci --ignore-scripts' " \
+             "and 'node static/build.mjs'."
+    if not assets.is_built(ROOT):
+        yield "bad", "the pages' scripts and styles were not built", advice
+    elif not assets.is_current(ROOT):
+        yield "note", "the pages' scripts and styles are older than their sources", advice
     else:
-        yield "ok", "templates, static files and migrations are there", ""
+        yield "ok", "templates and migrations are there, scripts and styles are built", ""
 
 
 def _within(seconds: float, is_true: Callable[[], bool]) -> bool:
