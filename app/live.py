@@ -2,8 +2,9 @@
 
 A client sends ``{"op": "sub", "topic": "run:ID" | "pipeline:ID" | "runs" | "system", "after": seq?}`` and gets
 ``{"topic", "type": "snapshot", "seq", "data"}``, then ``{"topic", "seq", "type", "data"}`` for each event. With
-``after`` everything behind it is replayed first. ``{"op": "unsub", "topic"}`` ends it. Who may come here at all
-(session or token, Host, Origin) is decided by ``app.auth.guard`` before the handshake.
+``after`` everything behind it is replayed first. ``{"op": "unsub", "topic"}`` ends it. ``{"op": "ping"}`` is answered
+by ``{"topic": null, "type": "pong", "data": {}}``: a page that was asleep learns at once whether its connection still
+lives. Who may come here at all (session or token, Host, Origin) is decided by ``app.auth.guard`` before the handshake.
 """
 
 from __future__ import annotations
@@ -157,8 +158,12 @@ class Connection:
             said = json.loads(text)
         except (ValueError, RecursionError):
             said = None
-        if not isinstance(said, dict) or said.get("op") not in ("sub", "unsub"):
-            self._complain(None, 'Send {"op": "sub", "topic": ..., "after": seq?} or {"op": "unsub", "topic": ...}.')
+        if not isinstance(said, dict) or said.get("op") not in ("sub", "unsub", "ping"):
+            self._complain(None, 'Send {"op": "sub", "topic": ..., "after": seq?}, {"op": "unsub", "topic": ...} or '
+                                 '{"op": "ping"}.')
+            return
+        if said["op"] == "ping":
+            self.client.push({"topic": None, "type": "pong", "data": {}})
             return
         topic, after = said.get("topic"), said.get("after")
         if not isinstance(topic, str) or (topic not in VALUE_TOPICS and not _TOPIC.fullmatch(topic)):

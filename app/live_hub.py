@@ -268,8 +268,12 @@ def read_value(topic: str) -> dict[str, Any]:
 
 
 def mark_of(value: dict[str, Any]) -> int:
-    """Equal for values that say the same; the time of the look does not count."""
-    return hash(dumps({k: v for k, v in value.items() if k != "time"}))
+    """Equal for values that say the same.
+
+    The time of the look does not count, nor does the disk, whose free bytes change all the time: both are told with
+    the next change, at the latest with the next heartbeat of a worker, which also brings the load of its host.
+    """
+    return hash(dumps({k: v for k, v in value.items() if k not in ("time", "disk")}))
 
 
 def read_snapshot(topic: str) -> tuple[int, dict[str, Any], str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from typing import Any
 
 from app.core.devices import can_ever_fit, choose
@@ -32,19 +34,36 @@ def _cgroup_quota() -> int | None:
 
 def gpus() -> list[dict[str, Any]]:
     """``[{"id": "cuda:0", "name", "memory_bytes"}]`` of the NVIDIA GPUs, by NVML, else by ``nvidia-smi``."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible == "":
-        return []  # hidden on purpose
-    found = _by_nvml()
+    if _all_hidden():
+        return []
+    found = _by_nvml(_facts)
     if found is None:
         found = _by_nvidia_smi()
-    if visible and all(part.strip().isdigit() for part in visible.split(",")):
-        allowed = {f"cuda:{part.strip()}" for part in visible.split(",")}
-        found = [gpu for gpu in found if gpu["id"] in allowed]
-    return found
+    return [gpu for gpu in found if _is_visible(gpu["id"])]
 
 
-def _by_nvml() -> list[dict[str, Any]] | None:
+def gpu_load() -> list[dict[str, Any]]:
+    """``[{"device": "cuda:0", "percent", "memory_used_bytes", "memory_total_bytes", "temperature_c"}]`` by NVML.
+
+    Empty where NVML does not answer; a single number that a GPU does not tell is None.
+    """
+    if _all_hidden():
+        return []
+    return [gpu for gpu in _by_nvml(_load) or [] if _is_visible(gpu["device"])]
+
+
+def _all_hidden() -> bool:
+    return os.environ.get("CUDA_VISIBLE_DEVICES") == ""  # hidden on purpose
+
+
+def _is_visible(device: str) -> bool:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ""
+    numbers = [part.strip() for part in visible.split(",")]
+    return device in {f"cuda:{number}" for number in numbers} if all(n.isdigit() for n in numbers) else True
+
+
+def _by_nvml(read: Callable[[Any, Any, int], dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """``read(pynvml, handle, index)`` of each GPU; None where NVML does not answer."""
     try:
         import pynvml
     except ImportError:
@@ -54,18 +73,34 @@ def _by_nvml() -> list[dict[str, Any]] | None:
     except pynvml.NVMLError:
         return None  # no driver: no NVIDIA GPU, or a broken one that nvidia-smi may explain
     try:
-        found = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            name = pynvml.nvmlDeviceGetName(handle)
-            found.append({"id": f"cuda:{index}", "name": name.decode() if isinstance(name, bytes) else name,
-                          "memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)})
-        return found
+        return [read(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index), index)
+                for index in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError as error:
         log.warning("nvml_failed", error=str(error))
         return None
     finally:
-        pynvml.nvmlShutdown()
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
+def _facts(nvml: Any, handle: Any, index: int) -> dict[str, Any]:
+    name = nvml.nvmlDeviceGetName(handle)
+    return {"id": f"cuda:{index}", "name": name.decode() if isinstance(name, bytes) else name,
+            "memory_bytes": int(nvml.nvmlDeviceGetMemoryInfo(handle).total)}
+
+
+def _load(nvml: Any, handle: Any, index: int) -> dict[str, Any]:
+    def told(ask: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return ask(handle, *arguments)
+        except nvml.NVMLError:  # a GPU that is cut into parts (MIG), for one, knows no utilisation
+            return None
+
+    use, memory = told(nvml.nvmlDeviceGetUtilizationRates), told(nvml.nvmlDeviceGetMemoryInfo)
+    return {"device": f"cuda:{index}", "percent": None if use is None else int(use.gpu),
+            "memory_used_bytes": None if memory is None else int(memory.used),
+            "memory_total_bytes": None if memory is None else int(memory.total),
+            "temperature_c": told(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU)}
 
 
 def _by_nvidia_smi() -> list[dict[str, Any]]:
@@ -92,4 +127,4 @@ def versions() -> dict[str, str]:
     return found
 
 
-__all__ = ["can_ever_fit", "choose", "cpu_slots", "gpus", "versions"]
+__all__ = ["can_ever_fit", "choose", "cpu_slots", "gpu_load", "gpus", "versions"]

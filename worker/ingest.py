@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import select, update
 
+from app.core import sparkline
 from app.core.db import Session, now, reading, transaction
 from app.core.logging import get_logger
 from app.core.models import Attempt, Checkpoint, MetricChunk, Run, new_id
@@ -110,7 +111,7 @@ class Ingest:
             seen.ready |= data.get("status") == "ready"
             step = data.get("resumed_from_step")
             if step is not None and self._is_first_word(session, step):
-                progress |= {"step": step, "eta_s": None}
+                progress = sparkline.rewound(progress | {"step": step, "eta_s": None}, step)
                 if self.attempt > 1:
                     rewound = step
                     progress["tokens"] = event.get("tokens") or 0
@@ -122,6 +123,7 @@ class Ingest:
         elif kind == "metrics":
             progress |= {"step": event["step"], "tokens": event["tokens"]}
             progress |= {k: data[k] for k in ("loss", "tokens_per_s") if k in data}
+            progress = sparkline.added(progress, event["step"], data.get("loss"))
             self._times.append((event["t"], event["step"]))
             progress["eta_s"] = self._eta(progress)
         elif kind == "eval":

@@ -23,7 +23,7 @@ from app.core.settings import get_settings
 from app.core.states import move
 from minimind.lifeline import VARIABLE
 from minimind.run_dir import RunDir
-from worker import gpus, processes
+from worker import gpus, load, processes
 from worker.ingest import Ingest, adopt_checkpoints
 from worker.jobs import remove_half_made
 from worker.launcher import ROOT, start_runner
@@ -64,6 +64,7 @@ class Reconciler:
     def __init__(self, host_id: str | None = None):
         self.host_id = host_id or get_settings().host_id
         self.boot_id = processes.boot_id()
+        load.begin()
         self._facts = {"cpu_slots": gpus.cpu_slots(), "devices": gpus.gpus(), "versions": gpus.versions()}
         #: a database that was away has let every lease run out; their holders get time to renew
         self._trust_expiry_at = time.monotonic() + LEASE_S
@@ -74,7 +75,8 @@ class Reconciler:
     # -- heartbeat ------------------------------------------------------------------------------------------------
 
     def heartbeat(self, *, draining: bool = False, worker_pid: int | None = None) -> None:
-        """Say that this host's worker lives, and what the host has."""
+        """Say that this host's worker lives, what the host has and how busy it is."""
+        busy = load.host_load()  # before the write lock is taken: GPUs may be slow to answer
         with transaction() as session:
             at = now(session)  # asked before the row is touched: a query flushes what is half filled in
             host = session.get(Host, self.host_id)
@@ -84,7 +86,7 @@ class Reconciler:
             host.name, host.boot_id = socket.gethostname()[:200], self.boot_id
             host.cpu_slots, host.devices = self._facts["cpu_slots"], self._facts["devices"]
             host.versions = self._facts["versions"]
-            host.draining, host.worker_pid, host.last_seen_at = draining, worker_pid, at
+            host.draining, host.worker_pid, host.last_seen_at, host.load = draining, worker_pid, at, busy
 
     # -- runs -----------------------------------------------------------------------------------------------------
 

@@ -45,6 +45,8 @@ DRAIN_BYTES, DRAIN_S = 64 << 20, 5.0
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 #: POSTs that change nothing but compute: a viewer may send them
 HARMLESS_POSTS = ("/api/v1/preflight", "/api/v1/logout", "/logout")
+#: everybody's own talks with models, which no other user sees: a viewer keeps them too
+OWN_CONVERSATIONS = "/api/v1/conversations"
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; font-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
@@ -209,7 +211,8 @@ def _carries_login_token(scope: Scope) -> bool:
 
 
 def _is_harmless(path: str) -> bool:
-    return path in HARMLESS_POSTS or path.startswith("/v1/")
+    return (path in HARMLESS_POSTS or path.startswith("/v1/")
+            or path == OWN_CONVERSATIONS or path.startswith(f"{OWN_CONVERSATIONS}/"))
 
 
 def _limit(path: str, headers: Headers) -> int:

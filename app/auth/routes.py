@@ -60,8 +60,10 @@ def open_session(user_id: str, request: Request, answer: Response) -> Response:
     """``answer`` with the cookie of a new session of this user."""
     with transaction() as session:
         secret = service.open_session(session, user_id)
+    # A proxy's X-Forwarded-Proto is not believed, as anybody could send one: the owner says that there is TLS.
+    secure = get_settings().behind_tls or request.url.scheme == "https"
     answer.set_cookie(cookie_name(get_settings()), secret, max_age=service.SESSION_DAYS * 86400, path="/",
-                      httponly=True, samesite="strict", secure=request.url.scheme == "https")
+                      httponly=True, samesite="strict", secure=secure)
     return answer
 
 

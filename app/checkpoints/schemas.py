@@ -10,10 +10,12 @@ from minimind.events import finite
 
 
 class CheckpointOut(BaseModel):
-    """A saved state of a run; ``path`` is its directory on the machine that trains."""
+    """A saved state of a run; ``path`` is its directory on the machine that trains. People know it by the run's name
+    and the step."""
 
     id: str
     run_id: str
+    run_name: str
     stage: str
     attempt: int
     step: int
@@ -29,4 +31,5 @@ class CheckpointOut(BaseModel):
     def of(cls, row: Checkpoint) -> CheckpointOut:
         plain = {name: getattr(row, name) for name in (
             "id", "run_id", "stage", "attempt", "step", "tokens", "bytes", "path", "tokenizer_fingerprint")}
-        return cls(**plain, loss=finite(row.loss), eval_loss=finite(row.eval_loss), created_at=rfc3339(row.created_at))
+        return cls(**plain, run_name=row.run.name, loss=finite(row.loss), eval_loss=finite(row.eval_loss),
+                   created_at=rfc3339(row.created_at))

@@ -25,7 +25,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.sql.functions import FunctionElement
 
 RUN_STATES = ("queued", "starting", "running", "pausing", "paused", "recovering", "cancelling",
@@ -112,6 +112,24 @@ class ApiToken(Base):
     last_used_at: Mapped[float | None] = mapped_column(Float)
 
 
+class Conversation(Base):
+    """A talk with a checkpoint, as a chat page keeps it; it belongs to one user and outlives the checkpoint."""
+
+    __tablename__ = "conversation"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    user_id: Mapped[str] = mapped_column(ForeignKey("user_account.id", ondelete="CASCADE"))
+    title: Mapped[str] = mapped_column(String(200))  # "" until there is a message to take it from
+    checkpoint_id: Mapped[str | None] = mapped_column(String(32))  # it may be gone by now
+    version: Mapped[int] = mapped_column(Integer)  # grows with each change: tabs notice each other's
+    message_count: Mapped[int] = mapped_column(Integer)  # a list is shown without reading any message
+    created_at: Mapped[float] = mapped_column(Float)
+    updated_at: Mapped[float] = mapped_column(Float)
+    sampling: Mapped[dict] = mapped_column(JSON)
+    system: Mapped[str] = mapped_column(Text)
+    messages: Mapped[list] = mapped_column(JSON)
+    __table_args__ = (Index("conversation_of_user", "user_id", "updated_at", "id"),)
+
+
 class IdempotentAnswer(Base):
     """The answer to a POST with an ``Idempotency-Key``, replayed for 24 hours."""
 
@@ -138,6 +156,8 @@ class Host(Base):
     draining: Mapped[bool] = mapped_column(Boolean, default=False)
     worker_pid: Mapped[int | None] = mapped_column(Integer)
     last_seen_at: Mapped[float] = mapped_column(Float)
+    #: what ``worker.load`` saw with the last heartbeat
+    load: Mapped[dict | None] = mapped_column(JSON)
 
 
 class DeviceLease(Base):
@@ -203,7 +223,8 @@ class Run(Base):
     lease_host: Mapped[str | None] = mapped_column(String(64))
     lease_expires_at: Mapped[float | None] = mapped_column(Float)
 
-    #: {step, total_steps, tokens, loss, eval_loss, tokens_per_s, eta_s, phase}
+    #: {step, total_steps, tokens, loss, eval_loss, tokens_per_s, eta_s, phase, phase_done, phase_total, phase_unit},
+    #: and what ``app.core.sparkline`` keeps
     progress: Mapped[dict] = mapped_column(JSON, default=dict)
     error: Mapped[dict | None] = mapped_column(JSON)
     next_seq: Mapped[int] = mapped_column(BigInteger, default=1)
@@ -295,6 +316,7 @@ class Checkpoint(Base):
     tokenizer_fingerprint: Mapped[str | None] = mapped_column(String(64))
     state: Mapped[str] = mapped_column(String(10), default="ready")  # ready | deleted | corrupt
     created_at: Mapped[float] = mapped_column(Float)
+    run: Mapped[Run] = relationship(viewonly=True)  # whose name it is shown by
     __table_args__ = (UniqueConstraint("run_id", "step", "attempt", name="one_row_per_checkpoint"),)
 
 

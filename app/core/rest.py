@@ -144,19 +144,21 @@ def _paging(cursor: Annotated[str | None, Query(max_length=200, description="nex
 PagingQuery = Annotated[Paging, Depends(_paging)]
 
 
-def newest_first(session: Session, query: Select[Any], model: Any, paging: Paging) -> tuple[list[Any], str | None]:
-    """A page of ``query``'s rows, newest first, and the cursor of the next one.
+def newest_first(session: Session, query: Select[Any], model: Any, paging: Paging,
+                 by: str = "created_at") -> tuple[list[Any], str | None]:
+    """A page of ``query``'s rows, newest first by the time in the column ``by``, and the cursor of the next one.
 
     The cursor names the last row shown, so rows that come or go meanwhile are never shown twice.
     """
-    query = query.order_by(model.created_at.desc(), model.id.desc()).limit(paging.limit + 1)
+    column = getattr(model, by)
+    query = query.order_by(column.desc(), model.id.desc()).limit(paging.limit + 1)
     if paging.cursor is not None:
-        query = query.where(tuple_(model.created_at, model.id) < tuple_(*_decode(paging.cursor)))
+        query = query.where(tuple_(column, model.id) < tuple_(*_decode(paging.cursor)))
     rows = list(session.scalars(query))
     if len(rows) <= paging.limit:
         return rows, None
     last = rows[paging.limit - 1]
-    return rows[:-1], _encode([last.created_at, last.id])
+    return rows[:-1], _encode([getattr(last, by), last.id])
 
 
 def _encode(place: list[Any]) -> str:

@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     host_id: str = Field(default_factory=_default_host_id, min_length=1, max_length=64)
     #: further names under which browsers may reach the web process, comma-separated
     allowed_hosts: str = ""
+    #: browsers come over https through a proxy that ends TLS: session cookies are marked Secure
+    behind_tls: bool = False
     #: directories that a server-path import may read, separated as in PATH; empty = none
     import_roots: str = ""
     #: the worker pauses and requeues its runs when it is asked to end (``./studio up``, ``worker --drain``)

@@ -20,8 +20,9 @@ from app.core.once import KeyHeader, Once, checked_key, hash_of
 from app.core.rest import Page, PagingQuery, Read, inlined_schema, newest_first
 from app.core.settings import get_settings
 from app.core.upload import is_multipart, receive
-from app.datasets import service
+from app.datasets import service, tokens
 from app.datasets.schemas import DatasetCreate, DatasetOut, PreviewRow, TokenCount, UploadFields
+from minimind.tokenizer import Tokenizer
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 MAX_JSON_BYTES = 64 << 10
@@ -115,11 +116,23 @@ def get_dataset(id: str, session: Read) -> DatasetOut:
 
 @router.get("/{id}/preview")
 def preview_dataset(id: str, limit: Annotated[int, Query(ge=1, le=100)] = 20,
-                    cursor: Annotated[int, Query(ge=0, le=service.MAX_PREVIEW_ROW)] = 0) -> Page[PreviewRow]:
-    """Rows as they stand in the file."""
-    with reading() as session:
+                    cursor: Annotated[int, Query(ge=0, le=service.MAX_PREVIEW_ROW)] = 0,
+                    tokenizer: Annotated[str | None, Query(max_length=64)] = None,
+                    checkpoint: Annotated[str | None, Query(max_length=64)] = None,
+                    stage: Annotated[str | None, Query(max_length=32)] = None) -> Page[PreviewRow]:
+    """Rows as they stand in the file; with ``tokenizer`` or ``checkpoint`` (ids) also as the tokens that training
+    reads. ``stage``: refuse rows from which this stage does not learn."""
+    with reading() as session:  # reading a large file must not hold the database
         dataset = service.get_dataset(session, id)
-    rows, following = service.preview(dataset, cursor, limit)
+        directory = tokens.tokenizer_dir(session, tokenizer, checkpoint)
+    tokens.check_stage(stage, dataset.layout)
+    if directory is None:
+        rows, following = service.preview(dataset, cursor, limit)
+    elif limit > tokens.MAX_ROWS:
+        raise Invalid(f"At most {tokens.MAX_ROWS} rows are shown as tokens.", field="limit",
+                      hint="Ask for fewer rows, or leave the tokenizer out.")
+    else:
+        rows, following = service.preview(dataset, cursor, limit, tokens.TokenView(Tokenizer.load(directory)).fields)
     return Page(items=rows, next_cursor=following)
 
 

@@ -63,12 +63,30 @@ class DatasetOut(BaseModel):
         return cls(**plain, error=error, created_at=rfc3339(row.created_at))
 
 
+class PreviewToken(BaseModel):
+    """``is_target``: it is learnt. ``is_partial``: a character begins in it that a later token ends and shows; the
+    texts of a row's tokens, joined, are its text."""
+
+    text: str
+    id: int
+    is_target: bool
+    is_special: bool
+    is_partial: bool
+
+
 class PreviewRow(BaseModel):
-    """``line`` counts from 1; long texts are cut (``is_cut``)."""
+    """``line`` counts from 1; long texts are cut (``is_cut``).
+
+    ``tokens`` is null unless a tokenizer was named; of a preference pair it is the chosen side. ``tokens_cut``: there
+    are more than shown (the first 2,000 of each side; none of a dialogue of more than 200,000 characters).
+    """
 
     line: int
     row: dict[str, Any]
     is_cut: bool
+    tokens: list[PreviewToken] | None = None
+    rejected_tokens: list[PreviewToken] | None = None
+    tokens_cut: bool = False
 
 
 class TokenCount(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +118,12 @@ def _path_of(dataset: Dataset) -> Path:
     return Path(dataset.path)
 
 
-def preview(dataset: Dataset, after: int, limit: int) -> tuple[list[PreviewRow], str | None]:
-    """Rows behind the first ``after`` ones, and the cursor of the next page."""
+def preview(dataset: Dataset, after: int, limit: int,
+            more: Callable[[int, dict], dict[str, Any]] = lambda line, row: {}) -> tuple[list[PreviewRow], str | None]:
+    """Rows behind the first ``after`` ones, and the cursor of the next page.
+
+    ``more(line, row)``: further fields of a row that is shown.
+    """
     path, rows = _path_of(dataset), []
     for number, (line, row) in enumerate(iter_rows(path, dataset.layout), 1):
         if number <= after:
@@ -127,7 +131,7 @@ def preview(dataset: Dataset, after: int, limit: int) -> tuple[list[PreviewRow],
         if len(rows) == limit:
             return rows, str(after + limit)
         shown = _shortened(row)
-        rows.append(PreviewRow(line=line, row=shown, is_cut=shown != row))
+        rows.append(PreviewRow(line=line, row=shown, is_cut=shown != row, **more(line, row)))
     return rows, None
 
 

@@ -5,11 +5,15 @@ attempt answers, and where a later attempt started at step k nothing of older at
 
 *Thinning.* Every bin keeps its minimum and maximum (tsdownsample's MinMax; LTTB drops one of two neighbouring
 spikes), and bins with a non-finite value keep one of those too: a NaN in a loss must be seen.
+
+*Smoothing* comes before both zoom and thinning, over the whole curve from its start, so it never changes with them.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from sqlalchemy import select
@@ -24,6 +28,7 @@ from minimind.run_dir import RunDir, read_json
 
 _COLUMNS = ("step", "tokens", "t")
 MIN_POINTS, DEFAULT_POINTS, MAX_POINTS = 16, 2000, 20_000
+_BLOCK = 64
 
 
 @dataclass
@@ -42,8 +47,11 @@ class Curve:
 
 
 def metrics(session: Session, run_id: str, *, keys: list[str] | None, x: str, start: float | None,
-            end: float | None, points: int) -> MetricsOut:
-    """Curves of ``keys`` (None: all) between ``start`` and ``end`` on the axis ``x``, at most ``points`` each."""
+            end: float | None, points: int, smooth: float | None = None) -> MetricsOut:
+    """Curves of ``keys`` (None: all) between ``start`` and ``end`` on the axis ``x``, at most ``points`` each.
+
+    ``smooth`` in [0, 1): how much of the mean so far a new point leaves, see ``smoothed``; None: no smoothing.
+    """
     series = {}
     flops = flops_per_token(run_id) if x == "flops" else 0.0
     for key, curve in sorted(curves(session, run_id, keys).items()):
@@ -53,11 +61,64 @@ def metrics(session: Session, run_id: str, *, keys: list[str] | None, x: str, st
             inside &= along >= start
         if end is not None:
             inside &= along <= end
-        along, y = along[inside], curve.y[inside]
-        kept = thin(y, points)
-        series[key] = Series(x=along[kept].tolist(), total_points=len(y),
-                             y=[v if np.isfinite(v) else None for v in y[kept].tolist()])
+        kept = np.flatnonzero(inside)
+        kept = kept[thin(curve.y[kept], points)]
+        shown = {"x": along[kept].tolist(), "y": _or_null(curve.y[kept]), "total_points": int(inside.sum())}
+        if smooth is not None:
+            shown |= _smooth(curve.y, smooth, kept)
+        series[key] = Series(**shown)
     return MetricsOut(x=x, series=series)
+
+
+def _or_null(y: np.ndarray) -> list[float | None]:
+    return [v if math.isfinite(v) else None for v in y.tolist()]
+
+
+def _smooth(y: np.ndarray, weight: float, kept: np.ndarray) -> dict[str, Any]:
+    """The fields of a ``Series`` that smoothing adds, for the shown points ``kept`` of the whole curve ``y``."""
+    mean = smoothed(y, weight)
+    seen = mean[:kept[-1] + 1] if len(kept) else mean[:0]
+    seen = seen[np.isfinite(seen)]
+    return {"smooth": _or_null(mean[kept]), "smooth_points": len(seen),
+            "smooth_last": float(seen[-1]) if len(seen) else None}
+
+
+def smoothed(y: np.ndarray, weight: float) -> np.ndarray:
+    """The exponential moving average of the finite values of ``y``, without the bias of its beginning; NaN elsewhere.
+
+    After k finite values: sum_j weight^(k-j) y_j / sum_j weight^(k-j), which is Adam's bias correction.
+    A million points take about 15 ms, a plain loop 240.
+    """
+    mean = np.full(len(y), np.nan)
+    finite = np.isfinite(y)
+    values = y[finite]
+    if not len(values):
+        return mean
+    # sum of the weights of k values: (1 - weight^k) / (1 - weight), written so that a weight near 1 loses nothing
+    total = np.full(len(values), 1 / (1 - weight))
+    if weight > 0:
+        log = math.log(weight)
+        changing = min(len(values), math.ceil(-40 / log))  # behind it weight^k is below 1e-17
+        total[:changing] = np.expm1(log * np.arange(1, changing + 1)) / (weight - 1)
+    mean[finite] = _discounted_sums(values, weight) / total
+    return mean
+
+
+def _discounted_sums(y: np.ndarray, weight: float) -> np.ndarray:
+    """``s_k = y_k + weight * s_(k-1)``: within blocks by one matrix product, from block to block by itself."""
+    if len(y) <= 2 * _BLOCK:
+        sums, before = np.empty(len(y)), 0.0
+        for place, value in enumerate(y.tolist()):
+            sums[place] = before = value + weight * before
+        return sums
+    blocks = np.zeros(-(-len(y) // _BLOCK) * _BLOCK)
+    blocks[:len(y)] = y
+    power = weight ** np.arange(_BLOCK + 1)
+    distance = np.subtract.outer(np.arange(_BLOCK), np.arange(_BLOCK))  # of target and source
+    sums = blocks.reshape(-1, _BLOCK) @ np.where(distance >= 0, power[np.abs(distance)], 0).T
+    ends = _discounted_sums(sums[:-1, -1], float(power[_BLOCK]))
+    sums[1:] += ends[:, None] * power[1:]
+    return sums.ravel()[:len(y)]
 
 
 def flops_per_token(run_id: str) -> float:

@@ -130,3 +130,8 @@ def _whole_lines(path: Path, start: int, limit: int, *, is_last: bool) -> tuple[
         whole = len(block)
     lines = block[:whole].decode("utf-8", "replace").split("\n")
     return lines[:-1] if lines[-1] == "" else lines, start + whole
+
+
+def any_run(session: Session) -> bool:
+    """Whether anything was ever trained here (and not deleted since)."""
+    return session.scalar(select(Run.id).limit(1)) is not None

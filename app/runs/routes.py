@@ -110,17 +110,21 @@ def list_events(id: str, session: Read, after: Annotated[int, Query(ge=0, le=2**
     return Page(items=[queries.event_out(e) for e in rows], next_cursor=None if last is None else str(last))
 
 
-@router.get("/{id}/metrics")
+@router.get("/{id}/metrics", response_model_exclude_unset=True)
 def get_metrics(id: str, session: Read,
                 keys: Annotated[str | None, Query(max_length=2000, description="Comma-separated; all if none.")] = None,
                 x: Literal["step", "tokens", "time", "flops"] = "step",
                 start: Annotated[float | None, Query(alias="from", allow_inf_nan=False)] = None,
                 end: Annotated[float | None, Query(alias="to", allow_inf_nan=False)] = None,
-                points: Annotated[int, Query(ge=MIN_POINTS, le=MAX_POINTS)] = DEFAULT_POINTS) -> MetricsOut:
-    """Curves, thinned so that every spike and every non-finite value stays visible; ``from`` and ``to`` zoom."""
+                points: Annotated[int, Query(ge=MIN_POINTS, le=MAX_POINTS)] = DEFAULT_POINTS,
+                smooth: Annotated[float | None, Query(ge=0, lt=1, allow_inf_nan=False)] = None) -> MetricsOut:
+    """Curves, thinned so that every spike and every non-finite value stays visible; ``from`` and ``to`` zoom.
+
+    ``smooth`` adds the moving average of the whole curve, the same at every zoom; 0.9 is a mean of about ten points.
+    """
     service.get_run(session, id)
     wanted = [k.strip() for k in keys.split(",") if k.strip()] if keys is not None else None
-    return metrics(session, id, keys=wanted, x=x, start=start, end=end, points=points)
+    return metrics(session, id, keys=wanted, x=x, start=start, end=end, points=points, smooth=smooth)
 
 
 @router.get("/{id}/logs")

@@ -6,11 +6,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
+from app.core import sparkline
 from app.core.models import Run
 from app.core.rest import CollectingBody, Name, Priority, RequestBody, Tag, Text, rfc3339
 from minimind.events import finite
 
-PROGRESS_KEYS = ("step", "total_steps", "tokens", "loss", "eval_loss", "tokens_per_s", "eta_s", "phase")
+PROGRESS_KEYS = ("step", "total_steps", "tokens", "loss", "eval_loss", "tokens_per_s", "eta_s", "phase", "phase_done",
+                 "phase_total", "phase_unit")
 Tags = Annotated[list[Tag], Field(max_length=20)]
 State = Literal["queued", "starting", "running", "pausing", "paused", "recovering", "cancelling", "completed",
                 "failed", "cancelled"]
@@ -58,6 +60,8 @@ class Clone(RequestBody):
 
 
 class Progress(BaseModel):
+    """How far a run is; ``phase_done`` of ``phase_total`` ``phase_unit`` (rows, steps, ...) of its present phase."""
+
     step: int | None = None
     total_steps: int | None = None
     tokens: int | None = None
@@ -66,10 +70,14 @@ class Progress(BaseModel):
     tokens_per_s: float | None = None
     eta_s: float | None = None
     phase: str | None = None
+    phase_done: int | float | None = None
+    phase_total: int | float | None = None
+    phase_unit: str | None = None
 
 
 class RunOut(BaseModel):
-    """A run; times are RFC 3339 in UTC."""
+    """A run; times are RFC 3339 in UTC. ``sparkline`` is its loss as ``[step, loss]``, 30 points at most, the newest
+    last."""
 
     id: str
     name: str
@@ -81,6 +89,7 @@ class RunOut(BaseModel):
     reason: str | None
     attempt: int
     progress: Progress
+    sparkline: list[tuple[int, float]]
     config: dict[str, Any]
     devices: Any
     nodes: int
@@ -106,7 +115,8 @@ class RunOut(BaseModel):
             "nodes", "priority", "dataset_id", "base_checkpoint_id", "tokenizer_id", "pipeline_id",
             "pipeline_position", "parent_id", "allow_changes")}
         times = {name: rfc3339(getattr(run, name)) for name in ("created_at", "started_at", "ended_at", "updated_at")}
-        return cls(**plain, **times, progress=Progress(**progress), error=_error(run.error))
+        return cls(**plain, **times, progress=Progress(**progress), error=_error(run.error),
+                   sparkline=sparkline.shown(run.progress))
 
 
 def _error(error: dict | None) -> dict | None:
@@ -151,11 +161,20 @@ class LogPage(BaseModel):
 
 
 class Series(BaseModel):
-    """``y`` is null where the number was not finite; ``total_points`` counts the range before it was thinned."""
+    """``y`` is null where the number was not finite; ``total_points`` counts the range before it was thinned.
+
+    Only where ``smooth`` = w was asked for: ``smooth`` is the moving average at each point, null where ``y`` is.
+    ``smooth_points`` = k counts the finite points of the curve up to the last shown one and ``smooth_last`` = m is
+    their average, so that a client goes on with a new value v by itself:
+    m = ((1 - w) v + w (1 - w^k) m) / (1 - w^(k+1)).
+    """
 
     x: list[float | int]
     y: list[float | None]
     total_points: int
+    smooth: list[float | None] | None = None
+    smooth_points: int | None = None
+    smooth_last: float | None = None
 
 
 class MetricsOut(BaseModel):

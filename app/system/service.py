@@ -38,7 +38,7 @@ def system(session: Session) -> dict[str, Any]:
 def _host(host: Host, held: list[dict], at: float) -> dict[str, Any]:
     return {"id": host.id, "name": host.name, "is_alive": at - host.last_seen_at < HOST_SILENT_S,
             "draining": host.draining, "cpu_slots": host.cpu_slots, "devices": host.devices, "in_use": held,
-            "versions": host.versions, "last_seen_at": rfc3339(host.last_seen_at)}
+            "versions": host.versions, "load": host.load, "last_seen_at": rfc3339(host.last_seen_at)}
 
 
 def _counts(session: Session, model: Any, states: tuple[str, ...]) -> dict[str, int]:

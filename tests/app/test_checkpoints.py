@@ -8,11 +8,15 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
 from app.checkpoints.download import TarStream
-from app.core.db import now, transaction
+from app.checkpoints.queries import list_checkpoints
+from app.checkpoints.schemas import CheckpointOut
+from app.core.db import now, reading, transaction
 from app.core.errors import NotFound
 from app.core.models import Checkpoint
+from app.core.rest import Paging
 from minimind.manifest import Manifest
 from tests.app.conftest import Api
 from tests.app.test_runs import new_run
@@ -48,12 +52,34 @@ def test_lists(api: Api, tmp_path: Path) -> None:
     assert [c["id"] for c in api.get("/checkpoints", run_id=run).json()["items"]] == [early, late]
     assert api.get("/checkpoints", run_id="../x").json()["items"] == []
     assert len(api.get("/checkpoints", stage="pretrain", limit=1).json()["items"]) == 1
+    names = {api.get(f"/runs/{r}").json()["name"]: r for r in (run, other)}
+    assert len(names) == 2
+    for listed in (api.get("/checkpoints"), api.get(f"/runs/{run}/checkpoints")):
+        assert all(names[c["run_name"]] == c["run_id"] for c in listed.json()["items"])
     shown = api.get(f"/checkpoints/{late}").json()
+    assert names[shown["run_name"]] == run
     assert shown.keys() >= {"id", "run_id", "stage", "step", "tokens", "bytes", "eval_loss", "path", "created_at"}
     assert shown["eval_loss"] is None, "not finite"
     assert api.get(f"/checkpoints/{gone}").status_code == 404
     assert api.get(f"/checkpoints/{gone}/download").status_code == 404
     assert api.post(f"/checkpoints/{late}/export", {"format": "gguf"}).status_code == 404, "not part of this version"
+
+
+def test_a_list_names_its_runs_with_one_query(api: Api, tmp_path: Path) -> None:
+    for number in range(4):
+        add(api, tmp_path / str(number), new_run(api, name=f"run {number}")["id"])
+    asked: list[str] = []
+
+    def note(_connection, _cursor, statement: str, *_rest) -> None:
+        asked.append(statement)
+
+    with reading() as session:
+        event.listen(session.get_bind(), "before_cursor_execute", note)
+        rows, _ = list_checkpoints(session, Paging())
+        names = [CheckpointOut.of(row).run_name for row in rows]
+        event.remove(session.get_bind(), "before_cursor_execute", note)
+    assert names == ["run 3", "run 2", "run 1", "run 0"]
+    assert len([s for s in asked if s.startswith("SELECT")]) == 1
 
 
 @pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 3 << 20])

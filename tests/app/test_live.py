@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import socket
@@ -14,9 +15,10 @@ from websockets.exceptions import ConnectionClosed
 from app import live, live_hub
 from app.auth import service
 from app.core import channels, states
-from app.core.db import transaction
-from app.core.models import ApiToken, Installation
+from app.core.db import now, transaction
+from app.core.models import ApiToken, Host, Installation
 from app.core.settings import get_settings
+from tests import database_rig
 from tests.app.conftest import Api, Server, receive
 from tests.app.test_runs import new_run
 from tests.inference_rig import running_broker, wait_for
@@ -194,6 +196,50 @@ def test_what_is_not_understood_is_said(server: Server) -> None:
             assert answer["type"] == "error" and answer["data"]["message"], message
             time.sleep(1 / live.MAX_MESSAGES_PER_S)
         assert subscribe(connection, "system")["type"] == "snapshot", "the connection goes on"
+
+
+def test_the_load_of_a_host_comes_with_its_heartbeat_and_not_more_often(api: Api, server: Server,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    database_rig.add_host()
+    free = itertools.count()
+    monkeypatch.setattr("app.system.service.disk", lambda: {"total_bytes": 10**9, "free_bytes": next(free)})
+
+    def beat(percent: float) -> dict:
+        load = {"cpu_percent": percent, "memory_used_bytes": 1, "memory_total_bytes": 2, "gpus": []}
+        with transaction() as session:
+            host = session.get(Host, database_rig.HOST)
+            host.load, host.last_seen_at = load, now(session)
+        return load
+
+    with server.connect() as connection:
+        assert subscribe(connection, "system")["data"]["hosts"][0]["load"] is None
+        for percent in (12.5, 13.0):
+            load = beat(percent)
+            update = receive(connection)
+            assert update["type"] == "update" and update["data"]["hosts"][0]["load"] == load
+            with pytest.raises(TimeoutError):
+                connection.recv(timeout=8 * live_hub.POLL_S)
+        assert api.get("/system").json()["hosts"] == update["data"]["hosts"] and next(free) > 10
+        assert update["data"]["disk"]["free_bytes"] > 0
+
+
+def test_a_ping_is_answered_at_once(api: Api, server: Server) -> None:
+    run = new_run(api)
+    with server.connect() as connection:
+        for _ in range(3):
+            began = time.monotonic()
+            connection.send('{"op": "ping", "topic": 7}')
+            assert receive(connection) == {"topic": None, "type": "pong", "data": {}}
+            assert time.monotonic() - began < 1
+        assert subscribe(connection, f"run:{run['id']}")["type"] == "snapshot"
+        connection.send('{"op": "ping"}')
+        assert receive(connection)["type"] == "pong"
+        tell(run["id"])
+        assert receive(connection)["seq"] == 2, "what was asked for goes on"
+    with server.connect() as connection:
+        for _ in range(live.MAX_MESSAGES_PER_S + 1):
+            connection.send('{"op": "ping"}')
+        assert closed_with(connection) == live.TOO_MANY, "it counts as any message"
 
 
 def closed_with(connection, timeout_s: float = 15) -> int:

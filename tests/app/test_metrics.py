@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from app.core.db import transaction
 from app.core.models import Attempt, Event, MetricChunk
 from app.core.settings import get_settings
-from app.runs.metrics import thin
+from app.runs.metrics import smoothed, thin
 from minimind.presets import ModelConfig
 from minimind.run_dir import write_json
 from tests.app.conftest import Api
@@ -134,6 +135,62 @@ def test_thinning_against_brute_force(length: int, points: int, broken: float) -
         assert np.nanmax(y[kept]) == finite.max() and np.nanmin(y[kept]) == finite.min()
     if np.isnan(y).any():
         assert np.isnan(y[kept]).any()
+
+
+def plain_average(y: list[float], weight: float) -> list[float]:
+    """The definition: an average that begins at 0, divided by the weight that it has seen."""
+    mean, share, found = 0.0, 0.0, []
+    for value in y:
+        if math.isfinite(value):
+            mean, share = weight * mean + (1 - weight) * value, weight * share + (1 - weight)
+            found.append(mean / share)
+        else:
+            found.append(math.nan)
+    return found
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-300, 0.5, 0.9, 0.999, 0.999999])
+@pytest.mark.parametrize("length", [0, 1, 2, 128, 129, 192, 1_000, 9_003])
+@pytest.mark.parametrize("broken", [0.0, 0.2, 1.0])
+def test_smoothing_against_a_plain_loop(weight: float, length: int, broken: float) -> None:
+    source = np.random.default_rng(length)
+    y = 5 + source.standard_normal(length)
+    y[source.random(length) < broken] = [np.nan, np.inf][length % 2]
+    np.testing.assert_allclose(smoothed(y, weight), plain_average(y.tolist(), weight), rtol=1e-9)
+
+
+def test_smoothing_of_a_million_points_is_quick() -> None:
+    y = np.random.default_rng(0).standard_normal(1_000_000)
+    began = time.perf_counter()
+    smoothed(y, 0.99)
+    assert time.perf_counter() - began < 0.5, "about 0.015 s on an idle core"
+
+
+def test_smoothing_never_changes_with_the_zoom(api: Api) -> None:
+    id = new_run(api)["id"]
+    source = random.Random(2)
+    values = [source.gauss(3, 1) if i % 50 else math.nan for i in range(3_000)]
+    add_attempt(id, 1, 0, range(1, 3_001), chunk=1_000, value=lambda s: values[s - 1])
+    expected = plain_average(values, 0.95)
+    for params in ({}, {"points": 100}, {"points": 64, "from": 1_500, "to": 2_222.5}, {"from": 7, "to": 7}):
+        found = series(api, id, smooth=0.95, **params)
+        assert len(found["smooth"]) == len(found["x"]) == len(found["y"]) > 0
+        for x, y, mean in zip(found["x"], found["y"], found["smooth"], strict=True):
+            assert (mean is None) == (y is None)
+            assert mean is None or mean == pytest.approx(expected[x - 1], rel=1e-9)
+        last = found["x"][-1]
+        assert found["smooth_points"] == sum(map(math.isfinite, values[:last]))
+        assert found["smooth_last"] == pytest.approx([m for m in expected[:last] if math.isfinite(m)][-1])
+        unsmoothed = series(api, id, **params)
+        assert unsmoothed == {k: found[k] for k in ("x", "y", "total_points")}
+    part = series(api, id, smooth=0.95, to=1_001)  # step 1,001 is a NaN
+    k, mean, value = part["smooth_points"], part["smooth_last"], values[1_001]
+    onward = (0.05 * value + 0.95 * (1 - 0.95**k) * mean) / (1 - 0.95**(k + 1))
+    assert onward == pytest.approx(expected[1_001])
+    nothing = series(api, id, smooth=0.5, **{"from": 9_000})
+    assert nothing == {"x": [], "y": [], "total_points": 0, "smooth": [], "smooth_points": 0, "smooth_last": None}
+    for wrong in (1, -0.1, "nan", "much"):
+        assert api.get(f"/runs/{id}/metrics", smooth=wrong).status_code == 422
 
 
 def test_samples_are_resolved_like_metrics(api: Api) -> None:

@@ -18,7 +18,8 @@ from tests.app.conftest import Api
 TINY = {"preset": "tiny-cpu", "max_steps": 60}
 FIELDS = {"id", "name", "stage", "state", "desired", "attempt", "progress", "config", "dataset_id",
           "base_checkpoint_id", "pipeline_id", "created_at", "started_at", "ended_at", "error"}
-PROGRESS = {"step", "total_steps", "tokens", "loss", "eval_loss", "tokens_per_s", "eta_s", "phase"}
+PROGRESS = {"step", "total_steps", "tokens", "loss", "eval_loss", "tokens_per_s", "eta_s", "phase", "phase_done",
+            "phase_total", "phase_unit"}
 
 
 def new_run(api: Api, **body: object) -> dict:
@@ -71,6 +72,21 @@ def test_a_run_is_created_as_the_contract_says(api: Api) -> None:
     assert api.get(f"/runs/{run['id']}").json() == run
     assert api.get("/runs").json() == {"items": [run], "next_cursor": None}
     assert [e["type"] for e in api.get(f"/runs/{run['id']}/events").json()["items"]] == ["state"]
+
+
+def test_a_run_shows_its_phase_and_a_small_curve(api: Api) -> None:
+    run = new_run(api)
+    assert run["sparkline"] == []
+    points = [[s, 2.0] for s in range(1, 31)]
+    with transaction() as session:
+        session.get(Run, run["id"]).progress = {
+            "step": 40, "loss": None, "phase": "tokenize", "phase_done": 3, "phase_total": 9.5,
+            "phase_unit": "MB", "sparkline": points, "sparkline_stride": 4, "sparkline_newest": [33, 1.5]}
+    shown = api.get(f"/runs/{run['id']}").json()
+    assert shown["sparkline"] == [*points[:29], [33, 1.5]]
+    assert shown["progress"] == dict.fromkeys(PROGRESS) | {
+        "step": 40, "phase": "tokenize", "phase_done": 3, "phase_total": 9.5, "phase_unit": "MB"}
+    assert api.get("/runs").json()["items"] == [shown]
 
 
 def test_every_problem_is_said_at_once(api: Api) -> None:

@@ -1,0 +1,118 @@
+"""Rows of a dataset as the training stages read them: tokens, and which of them are learnt.
+
+The web process cannot load the core's cache (it needs torch's half), so the three ways in which a row becomes
+tokens stand here once more, in one line each; a test holds them to ``minimind.data.cache.encode_rows``.
+"""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+from typing import Any
+
+from app.core.db import Session
+from app.core.errors import Invalid
+from app.core.models import Checkpoint
+from app.core.rest import find
+from app.datasets.schemas import PreviewToken
+from app.datasets.service import ready_tokenizer
+from minimind.chat_format import encode_conversation
+from minimind.config import TrainConfig, stage_class
+from minimind.errors import DataError
+from minimind.tokenizer import TOKENIZER_FILE, Tokenizer
+
+#: tokens of one row that are shown, and rows of one page that are shown as tokens
+MAX_TOKENS, MAX_ROWS = 2000, 20
+#: a dialogue goes through its template whole; beyond this many characters it is not shown as tokens
+MAX_DIALOGUE_CHARS = 200_000
+_FIRST_CHARS = 20_000
+
+Encoded = tuple[list[int], list[bool], bool]
+
+
+def tokenizer_dir(session: Session, tokenizer: str | None, checkpoint: str | None) -> Path | None:
+    """Where the wanted tokenizer lies; None if none is wanted. Raises ``Invalid``."""
+    if tokenizer is not None and checkpoint is not None:
+        raise Invalid("There are both a tokenizer and a checkpoint.", field="tokenizer",
+                      hint="Give one of them; a checkpoint brings its own tokenizer.")
+    if tokenizer is not None:
+        return Path(ready_tokenizer(session, tokenizer).path)
+    if checkpoint is None:
+        return None
+    row = find(session, Checkpoint, checkpoint)
+    if row is None or row.state != "ready":
+        raise Invalid("There is no usable checkpoint of this id.", field="checkpoint",
+                      hint="GET /api/v1/checkpoints lists them.")
+    if not Path(row.path, TOKENIZER_FILE).is_file():
+        raise Invalid("The files of this checkpoint are no longer there.", field="checkpoint",
+                      hint="Choose another one.")
+    return Path(row.path)
+
+
+def check_stage(stage: str | None, layout: str) -> None:
+    """Raises ``Invalid`` where ``stage`` does not learn from the tokens of such rows, ``ConfigError`` if unknown."""
+    if stage is None:
+        return
+    kind = stage_class(stage)
+    if not issubclass(kind, TrainConfig):
+        raise Invalid(f"The stage {stage} does not learn from tokens.", field="stage",
+                      hint="Leave stage out, or name one that trains a model.")
+    if layout not in kind.layouts:
+        raise Invalid(f"The stage {stage} cannot learn from a dataset of the layout {layout}.", field="stage",
+                      hint=f"It learns from: {', '.join(kind.layouts)}.")
+
+
+class TokenView:
+    """Shows rows in the words of one tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+
+    def fields(self, line: int, row: dict) -> dict[str, Any]:
+        """``tokens``, ``rejected_tokens`` and ``tokens_cut`` of a preview row. Raises ``DataError``."""
+        if "text" in row:
+            sides = [self._text(row["text"])]
+        else:
+            names = ("conversations",) if "conversations" in row else ("chosen", "rejected")
+            try:
+                sides = [self._dialogue(row[name], row.get("tools")) for name in names]
+            except DataError as error:
+                raise DataError(f"Line {line}: {error.message}", line=line, field=error.field,
+                                hint=error.hint) from None
+        shown = [self._shown(ids, mask, is_whole) for ids, mask, is_whole in sides]
+        return {"tokens": shown[0], "rejected_tokens": shown[1] if len(shown) > 1 else None,
+                "tokens_cut": any(len(ids) > MAX_TOKENS or not is_whole for ids, _, is_whole in sides)}
+
+    def _text(self, text: str) -> Encoded:
+        """``<|im_start|>text<|im_end|>``; every token but the first is predicted from those before it.
+
+        Of a long text only the beginning is encoded: so much that the shown tokens stand far from where it is cut.
+        """
+        chars = _FIRST_CHARS
+        while True:
+            is_whole = chars >= len(text)
+            ids = self._tokenizer.encode(text[:chars])
+            if is_whole or len(ids) > 2 * MAX_TOKENS:
+                break
+            chars *= 2
+        ids = [self._tokenizer.bos_id, *ids] + [self._tokenizer.eos_id] * is_whole
+        return ids, [place > 0 for place in range(len(ids))], is_whole
+
+    def _dialogue(self, messages: list[dict], tools: list[dict] | None) -> Encoded:
+        if sum(len(str(m)) for m in messages) > MAX_DIALOGUE_CHARS:
+            return [], [], False
+        ids, mask = encode_conversation(self._tokenizer, messages, tools)
+        return ids, mask, True
+
+    def _shown(self, ids: list[int], mask: list[bool], is_whole: bool) -> list[PreviewToken]:
+        """A character over several tokens is the text of its last one; the others hold what stands before it."""
+        tokens = []
+        characters = codecs.getincrementaldecoder("utf-8")("replace")
+        for place, (id, is_target) in enumerate(zip(ids[:MAX_TOKENS], mask, strict=False)):
+            written = self._tokenizer.token_bytes(id, skip_special=False)
+            is_last = is_whole and place == len(ids) - 1  # half a character at the very end is shown as U+FFFD
+            text = characters.decode(written, final=is_last)
+            tokens.append(PreviewToken(
+                text=text, id=id, is_target=is_target, is_partial=bool(characters.getstate()[0]),
+                is_special=bool(written) and not self._tokenizer.token_bytes(id)))
+        return tokens
