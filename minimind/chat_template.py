@@ -2,20 +2,23 @@
 
 A template comes with a tokenizer, so it is a program from outside. It runs in Jinja's immutable sandbox (no
 attribute of Python's machinery, no change of our objects) and, since a sandbox alone does not stop
-``{% for %}`` in ``{% for %}`` or a string that doubles itself, with a budget of loop rounds and calls and a
-bound on the size of every value it builds.
+``{% for %}`` in ``{% for %}`` or a string that doubles itself, with a budget of loop rounds, calls and processor
+time and a bound on the size of every value it builds. A list counts with everything in it: one text of 8 MB put into
+it a thousand times costs nothing until somebody prints it.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sized
+import time
+from collections.abc import Callable, Iterable, Iterator, MappingView, Sized
 from functools import lru_cache, wraps
 from typing import Any
 
 from jinja2 import Template, TemplateError, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 from minimind.errors import DataError
 
@@ -23,6 +26,8 @@ MAX_TEMPLATE_CHARS = 65_536
 MAX_VALUE_CHARS = 8 << 20  # of one text that the template builds
 MAX_TOTAL_CHARS = 128 << 20  # of all of them in one rendering
 MAX_OPERATIONS = 500_000  # loop rounds, calls and outputs of one rendering
+MAX_SECONDS = 5.0  # of the thread's processor time, so that a machine that sleeps refuses nothing
+ENTRY_CHARS = 10  # what an entry of a list or dict counts for
 
 # The format is MiniMind 3's: turns between <|im_start|>ROLE and <|im_end|>, reasoning in <think>, calls in
 # <tool_call>, results in <tool_response> inside a user turn. One thing differs on purpose: an assistant turn
@@ -102,10 +107,34 @@ SAFE_FILTERS = frozenset({
     "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "safe", "select", "selectattr",
     "sort", "string", "title", "trim", "unique", "upper",
 })
+#: those that make a text of whatever they are given
+TEXT_FILTERS = frozenset({"capitalize", "e", "escape", "lower", "safe", "string", "title", "trim", "upper"})
 
 
 class TemplateLimit(TemplateError):
     """The template wants more than it may have."""
+
+
+def _weight(value: Any) -> int:
+    """Characters of ``value`` and of everything in it, as often as it is in it; raises ``TemplateLimit`` beyond
+    the bound of one value."""
+    total, waiting = 0, [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str | bytes):
+            total += len(item)
+        elif isinstance(item, dict):
+            total += ENTRY_CHARS * len(item)
+            waiting += [*item.keys(), *item.values()]
+        elif isinstance(item, list | tuple | MappingView):
+            total += ENTRY_CHARS * len(item)
+            waiting += item if total <= MAX_VALUE_CHARS else []
+        elif isinstance(item, Namespace):
+            total += ENTRY_CHARS
+            waiting.append(item._Namespace__attrs)
+        if total > MAX_VALUE_CHARS:
+            raise TemplateLimit("it builds a text that is too long")
+    return total
 
 
 def _tojson(value: Any, indent: int | None = None) -> str:
@@ -125,20 +154,23 @@ class _Environment(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         self._spent = threading.local()
-        self.filters = {name: self._charged(f) for name, f in self.filters.items() if name in SAFE_FILTERS}
-        self.filters |= {"tojson": self._charged(_tojson), "join": self.joined, "replace": self.replaced,
-                         "_rounds": self.rounds, "_sized": self.sized}
+        self.filters = {name: self._charged(f, as_text=name in TEXT_FILTERS) for name, f in self.filters.items()
+                        if name in SAFE_FILTERS}
+        self.filters |= {"tojson": self._charged(_tojson, as_text=True), "join": self.joined, "replace": self.replaced,
+                         "_rounds": self.rounds, "_sized": self.sized, "_built": self.built}
+        self.tests = {name: self._charged(test) for name, test in self.tests.items()}
         self.globals = {name: g for name, g in self.globals.items() if name in ("range", "namespace", "dict")}
         self.globals["raise_exception"] = _raise
 
     def reset(self) -> None:
         self._spent.operations = self._spent.chars = 0
+        self._spent.until = time.thread_time() + MAX_SECONDS
 
     def spend(self, chars: int = 0) -> None:
         """Pay for one operation that makes a value of ``chars`` characters (or list entries)."""
         self._spent.operations += 1
         self._spent.chars += chars
-        if self._spent.operations > MAX_OPERATIONS:
+        if self._spent.operations > MAX_OPERATIONS or time.thread_time() > self._spent.until:
             raise TemplateLimit("it runs in circles")
         if chars > MAX_VALUE_CHARS or self._spent.chars > MAX_TOTAL_CHARS:
             raise TemplateLimit("it builds a text that is too long")
@@ -149,25 +181,44 @@ class _Environment(ImmutableSandboxedEnvironment):
             yield item
 
     def sized(self, value: Any) -> Any:
-        self.spend(len(value) if isinstance(value, Sized) else 0)
+        """``value``, which is put out as text: of a list that is the text of everything in it."""
+        self.spend(_weight(value))
         return value
 
-    def _charged(self, function: Callable) -> Callable:
-        """``function``, paying for the size of what it is given: no safe filter returns more than that."""
+    def built(self, value: Any) -> Any:
+        """``value``, which is new: a list or dict is bounded with all that is in it and paid for by its entries."""
+        if isinstance(value, list | tuple | dict):
+            _weight(value)
+            self.spend(ENTRY_CHARS * len(value))
+        else:
+            self.spend(len(value) if isinstance(value, str) else 0)
+        return value
+
+    def _charged(self, function: Callable, *, as_text: bool = False) -> Callable:
+        """``function``, paying for the size of what it is given: no safe filter returns more than that, but for
+        lists, which are bounded like every new one."""
         @wraps(function)  # keeps Jinja's marks (which of its contexts the filter wants)
         def filter_(*values: Any, **options: Any) -> Any:
-            self.spend(sum(len(v) for v in values if isinstance(v, str | list | tuple | dict)))
-            return function(*values, **options)
+            if as_text:
+                self.spend(sum(_weight(v) for v in values))
+            else:
+                self.spend(sum(len(v) for v in values if isinstance(v, str | list | tuple | dict)))
+            result = function(*values, **options)
+            return self.built(result) if isinstance(result, list | tuple | dict) else result
         return filter_
 
     def joined(self, parts: Iterable[Any], separator: str = "", attribute: str | None = None) -> str:
         if attribute is not None:
             parts = (part.get(attribute, "") for part in parts)
-        texts = [str(part) for part in parts]
-        self.spend(sum(map(len, texts)) + len(separator) * len(texts))
+        texts = []
+        for part in parts:
+            self.spend(_weight(part) + len(separator))
+            texts.append(str(part))
+        self.spend(sum(map(len, texts)))
         return separator.join(texts)
 
     def replaced(self, text: str, old: str, new: str, count: int = -1) -> str:
+        self.spend(_weight([text, old, new]))
         text, old, new = str(text), str(old), str(new)
         self.spend(len(text) + text.count(old) * len(new))
         return text.replace(old, new, count)
@@ -200,7 +251,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         if getattr(obj, "__name__", "") in ("format", "format_map"):  # Jinja wraps these: they have no __self__
             raise TemplateLimit("it calls .format(), which chat templates do not need")
         self.spend(len(owner) if isinstance(owner, Sized) else 0)
-        return super().call(context, obj, *args, **kwargs)
+        result = super().call(context, obj, *args, **kwargs)
+        return self.built(result) if isinstance(result, list | tuple | dict) else result
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         sizes = [len(v) for v in (left, right) if isinstance(v, str | bytes | list | tuple)]
@@ -208,7 +260,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         if operator == "**" or (operator == "%" and sizes) or max(numbers, default=0) > 1e15:
             raise TemplateLimit(f"it uses the operator {operator} in a way that chat templates do not need")
         self.spend(sum(sizes) if operator == "+" else sum(sizes) * int(max(numbers, default=0)))
-        return super().call_binop(context, operator, left, right)
+        result = super().call_binop(context, operator, left, right)
+        return self.built(result) if isinstance(result, list | tuple) else result
 
 
 def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
@@ -220,11 +273,13 @@ def _as_expression(node: nodes.Expr) -> nodes.Expr:
 
 
 def _bounded(node: Any) -> Any:
-    """The node with a bound, where it is one that copies text without a call."""
+    """The node with a bound, where it is one that copies, collects or compares values without a call."""
     if isinstance(node, nodes.Concat):
         return _filtered(nodes.List(node.nodes, lineno=node.lineno), "join")
-    if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
-        return _filtered(node, "_sized")
+    collects = isinstance(node, nodes.List | nodes.Dict) or (isinstance(node, nodes.Tuple) and node.ctx == "load")
+    slices = isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice)
+    if collects or slices or isinstance(node, nodes.Compare):
+        return _filtered(node, "_built")
     return node
 
 

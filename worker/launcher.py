@@ -1,14 +1,17 @@
 """Starting things: a runner, detached; and a run's ranks, which die with their runner.
 
-``python -m worker.launcher ARGS`` is torchrun that ends with its parent: one rank is started without it.
+``python -m worker.launcher ARGS`` is torchrun that ends with its parent and is heard by this machine alone: one rank
+is started without it.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from app.core.queue import Claim
 from app.core.settings import Settings, get_settings
@@ -78,7 +81,28 @@ def main(arguments: list[str]) -> None:
     os.environ[VARIABLE] = str(os.getpid())  # the ranks' parent is torchrun
     from torch.distributed.run import main as torchrun
 
+    keep_stores_on_loopback()
     torchrun(arguments)
+
+
+def keep_stores_on_loopback() -> None:
+    """The stores of this process's torchrun listen on 127.0.0.1.
+
+    By themselves they listen on every address, whatever their endpoint says, ask nobody for a password, and torchrun
+    unpickles what it reads there: whoever reaches the port could run code here.
+    """
+    import torch.distributed as dist
+    from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend
+
+    class LoopbackStore(dist.TCPStore):
+        def __init__(self, host_name: str, port: int, *, is_master: bool, **options: Any):
+            if is_master:
+                listener = socket.create_server(("127.0.0.1", port), backlog=128)
+                port = listener.getsockname()[1]
+                options["master_listen_fd"] = listener.detach()  # the store closes it
+            super().__init__(host_name, port, is_master=is_master, **options)
+
+    dist.TCPStore = c10d_rendezvous_backend.TCPStore = LoopbackStore
 
 
 if __name__ == "__main__":

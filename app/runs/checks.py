@@ -54,7 +54,12 @@ def check(session: Session, *, stage: str, config: dict, dataset_id: str | None 
     """
     found = Problems(problems or [])
     for field, value in (("stage", stage), ("config", config), ("devices", devices)):
-        if not is_plain(value):  # nothing of it can be quoted in an answer either
+        try:
+            plain = is_plain(value)
+        except RecursionError:
+            raise Invalid.of([*found, {"field": field, "message": f"The value of {field} is nested too deeply.",
+                                       "hint": "No option is deeper than a list."}]) from None
+        if not plain:  # nothing of it can be quoted in an answer either
             raise Invalid.of([*found, {"field": field, "message": f"There are control characters in {field}, or text "
                                                                   "that is not Unicode.", "hint": "Take them out."}])
     parsed = _config(stage, config, found) if stage else None  # a missing stage was said before

@@ -49,6 +49,9 @@ async def create_tokenizer(request: Request, user: User, key: KeyHeader = None) 
             return await run_in_threadpool(_take_in, once, upload)
         finally:
             upload.discard()
+    if "json" not in request.headers.get("content-type", "").lower():
+        raise Invalid("A tokenizer is sent as multipart/form-data or as JSON.", field="body",
+                      hint='Upload tokenizer.json as the part file, or send {"dataset_id": ...} as JSON.')
     body = await request.body()
     try:
         asked = TokenizerTrain.model_validate(json.loads(body))
