@@ -90,17 +90,94 @@ def test_the_usage_names_every_command_and_each_has_help() -> None:
         assert ast.get_docstring(ast.parse((ROOT / "worker" / "cli" / f"{name}.py").read_text()))
 
 
+ROLES = ("web", "worker", "inference")
+#: a drain ends after 45 s at the latest
+DRAIN_S = 45
+
+
+def compose() -> dict:
+    return yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+
+
+def seconds(duration: str) -> float:
+    """A duration as compose reads it: ``1m30s``."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)(h|ms|us|m|s)", duration)
+    assert parts and "".join(n + unit for n, unit in parts) == duration, f"{duration!r} is no duration"
+    return sum(float(n) * {"h": 3600, "m": 60, "s": 1, "ms": 1e-3, "us": 1e-6}[unit] for n, unit in parts)
+
+
+def volumes(service: dict) -> dict[str, str]:
+    """Where a service has which volume: path -> name."""
+    return {path: name for name, path in (str(v).split(":")[:2] for v in service.get("volumes", []))}
+
+
 def test_compose_describes_the_roles() -> None:
-    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    services = compose["services"]
-    assert {"web", "worker", "inference", "postgres", "valkey"} <= set(services)
-    for name in ("web", "worker", "inference"):
-        assert services[name]["init"] is True
-        assert services[name]["environment"]["STUDIO_DATABASE_URL"].startswith("postgresql://")
-        assert any(str(v).startswith("studio-data:") for v in services[name]["volumes"])
-    assert "shm_size" in services["worker"] and "stop_grace_period" in services["worker"]
-    for port in services["web"]["ports"]:
+    described = compose()
+    services = described["services"]
+    assert set(services) == {*ROLES, "postgres", "valkey"}
+    for name in ROLES:
+        service = services[name]
+        assert service["init"] is True, "somebody has to reap what a training leaves"
+        assert service["build"] == "." and service["image"] == services["web"]["image"]
+        assert volumes(service) == volumes(services["web"]) == {"/data": "studio-data"}, "all three see the same runs"
+        assert service["environment"]["STUDIO_DATABASE_URL"].startswith("postgresql://")
+        assert service["environment"]["STUDIO_DATABASE_URL"].endswith("@postgres:5432/studio")
+        assert service["environment"]["STUDIO_REDIS_URL"].startswith("redis://valkey:")
+    for service in services.values():
+        assert set(volumes(service).values()) <= set(described["volumes"])
+        assert set(service.get("depends_on", {})) <= set(services)
+        for needed, how in service.get("depends_on", {}).items():
+            assert how["condition"] == "service_healthy" and "healthcheck" in services[needed]
+    worker = services["worker"]
+    assert re.fullmatch(r"[1-9]\d*gb", worker["shm_size"])
+    assert "--drain" in worker["command"] and seconds(worker["stop_grace_period"]) >= DRAIN_S + 15
+    url = services["web"]["environment"]["STUDIO_DATABASE_URL"]
+    assert f":{services['postgres']['environment']['POSTGRES_PASSWORD']}@" in url
+
+
+def test_compose_lets_in_this_machine_alone() -> None:
+    services = compose()["services"]
+    published = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert set(published) == {"web"}, "the database and the broker have no port outside"
+    for port in published["web"]:
         assert str(port).startswith("127.0.0.1:"), "only this machine, unless the owner decides otherwise"
+
+
+def test_compose_gives_commands_and_settings_that_exist() -> None:
+    from app.core.settings import Settings
+    from worker.cli.__main__ import COMMANDS
+
+    text = (ROOT / "docker-compose.yml").read_text()
+    services = compose()["services"]
+    for name in ROLES:
+        assert services[name]["command"][0] == name and name in COMMANDS
+        for variable in services[name]["environment"]:
+            assert variable.removeprefix("STUDIO_").lower() in Settings.model_fields, variable
+    for command in re.findall(r"docker compose run --rm web (\w+)", text):
+        assert command in COMMANDS
+    for name in re.findall(r"docs/[\w-]+\.md", text):
+        assert (ROOT / name).is_file()
+
+
+def test_the_image_is_made_of_what_is_there() -> None:
+    text = re.sub(r"\\\n\s*", " ", (ROOT / "Dockerfile").read_text())
+    stages, at, left_out = [], None, (ROOT / ".dockerignore").read_text().split()
+    made = set()
+    for line in text.splitlines():
+        word, *rest = line.split() or [""]
+        if word == "FROM":
+            at = rest[2] if len(rest) == 3 else None
+            stages.append(at)
+        elif word == "COPY" and rest[0].startswith("--from="):
+            assert rest[0].removeprefix("--from=") in stages[:-1]
+            made.add(rest[-1])
+        elif word == "COPY":
+            for name in rest[:-1]:
+                assert (ROOT / name).exists() and name not in left_out, f"COPY {name}"
+    assert made == {"static/dist"} <= set(left_out), "made in the image, never taken from this machine"
+    assert 'ENTRYPOINT ["./studio"]' in text and "USER studio" in text
+    for secret in ("data", ".venv", "node_modules", ".git"):
+        assert secret in left_out
 
 
 def test_the_npm_lock_names_no_registry() -> None:
@@ -135,6 +212,10 @@ def test_a_changed_lock_is_seen_and_an_unchanged_one_costs_nothing(tmp_path: Pat
     (tmp_path / "worker").mkdir()
     shutil.copy(ROOT / "studio", tmp_path / "studio")
     (tmp_path / "requirements.txt").write_text("one==1\n")
+    for name in ("package.json", "package-lock.json", "static/build.mjs", "static/js/a.js", "static/css/a.css",
+                 "static/dist/manifest.json", "static/dist/.stamp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
     (tmp_path / "worker" / "bootstrap.py").write_text(
         "import os, pathlib, shutil, sys\n"
         "root = pathlib.Path(sys.argv[1])\n"
