@@ -16,7 +16,9 @@ from starlette.concurrency import run_in_threadpool
 from app import live, web
 from app.auth import routes as auth_routes
 from app.auth.guard import Guard
+from app.chat import routes as chat_routes
 from app.checkpoints import routes as checkpoints_routes
+from app.compression import Compression
 from app.core import errors, logging
 from app.datasets import routes as datasets_routes
 from app.datasets.service import sweep_uploads
@@ -68,11 +70,12 @@ def create_app(*, own_process: bool = True) -> FastAPI:
     errors.install(app)
     api = APIRouter(prefix="/api/v1")
     for feature in (system_routes, runs_routes, pipelines_routes, datasets_routes, tokenizers_routes,
-                    checkpoints_routes, jobs_routes, auth_routes, live):
+                    checkpoints_routes, chat_routes, jobs_routes, auth_routes, live):
         api.include_router(feature.router)
     app.include_router(api)
     app.include_router(openai_routes.router)
     app.include_router(system_routes.root_router)
     web.install(app)
+    app.add_middleware(Compression)
     app.add_middleware(Guard, studio=app)
     return app

@@ -1,0 +1,103 @@
+"""Pages of chat: a new conversation with a checkpoint, and those that were kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel
+from sqlalchemy import select
+
+from app.auth.deps import User
+from app.chat import conversations
+from app.chat.schemas import ConversationItem, ConversationOut
+from app.core.db import Session, reading
+from app.core.models import Checkpoint, Run
+from app.core.rest import Paging, find
+from app.rendering import page
+from minimind.events import finite
+
+router = APIRouter(include_in_schema=False)
+
+#: checkpoints to choose from, the newest: more would be no choice but a search
+CHECKPOINTS_OFFERED = 500
+CONVERSATIONS_LISTED = 50
+#: stages after which a model goes on with any text, but has never seen a question answered
+CONTINUES_TEXT = ("pretrain",)
+
+
+class Choice(BaseModel):
+    """A checkpoint that can be talked to."""
+
+    id: str
+    run_id: str
+    run_name: str
+    stage: str
+    step: int
+    eval_loss: float | None
+    continues_text: bool
+
+
+@dataclass(frozen=True)
+class Choices:
+    """``listed``: runs with the newest checkpoint first, within a run the newest first."""
+
+    listed: list[Choice]
+    chosen: Choice | None
+    #: what was asked for is not there (any more): ``chosen`` stands in for it
+    is_substitute: bool
+
+    @property
+    def by_run(self) -> list[tuple[str, list[Choice]]]:
+        return [(group[0].run_name, group) for _, found in groupby(self.listed, key=lambda c: c.run_id)
+                for group in [list(found)]]
+
+
+@router.get("/chat")
+def new_chat(request: Request, user: User, checkpoint: Annotated[str, Query(max_length=100)] = "") -> Response:
+    """A conversation that begins with its first message. ``checkpoint`` is who answers."""
+    with reading() as session:
+        return _page(request, session, user.user_id, checkpoint or None, None)
+
+
+@router.get("/chat/{id}")
+def kept_chat(id: str, request: Request, user: User) -> Response:
+    with reading() as session:
+        talk = ConversationOut.of(conversations.get(session, user.user_id, id))
+        return _page(request, session, user.user_id, talk.checkpoint_id, talk)
+
+
+def _page(request: Request, session: Session, user_id: str, checkpoint_id: str | None,
+          talk: ConversationOut | None) -> Response:
+    choices = choices_for(session, checkpoint_id)
+    rows, cursor = conversations.own(session, user_id, Paging(limit=CONVERSATIONS_LISTED))
+    kept = [ConversationItem.of(row) for row in rows]
+    view = {"conversation": talk and talk.model_dump(mode="json"),
+            "checkpoints": [choice.model_dump(mode="json") for choice in choices.listed],
+            "checkpoint_id": choices.chosen and choices.chosen.id}
+    return page(request, "pages/chat.html", talk=talk, kept=kept, cursor=cursor, choices=choices, view=view)
+
+
+def choices_for(session: Session, wanted: str | None) -> Choices:
+    """Who can answer, and who does: the one that is wanted, else the newest that was taught to answer, else the
+    newest at all."""
+    columns = select(Checkpoint, Run.name).join(Run, Run.id == Checkpoint.run_id).where(Checkpoint.state == "ready")
+    rows = session.execute(columns.order_by(Checkpoint.created_at.desc(), Checkpoint.step.desc())
+                           .limit(CHECKPOINTS_OFFERED)).all()
+    if wanted is not None and all(row.id != wanted for row, _ in rows) and find(session, Checkpoint, wanted):
+        rows += session.execute(columns.where(Checkpoint.id == wanted)).all()
+    newest_first = [_choice(row, name) for row, name in rows]
+    found = next((c for c in newest_first if c.id == wanted), None)
+    default = next((c for c in newest_first if not c.continues_text), newest_first[0] if newest_first else None)
+    place = {run_id: at for at, run_id in reversed(list(enumerate(c.run_id for c in newest_first)))}
+    # a later attempt supersedes what earlier ones saved, also at a higher step
+    order = {row.id: (place[row.run_id], -row.attempt, -row.step) for row, _ in rows}
+    return Choices(listed=sorted(newest_first, key=lambda c: order[c.id]), chosen=found or default,
+                   is_substitute=wanted is not None and found is None)
+
+
+def _choice(row: Checkpoint, run_name: str) -> Choice:
+    return Choice(id=row.id, run_id=row.run_id, run_name=run_name, stage=row.stage, step=row.step,
+                  eval_loss=finite(row.eval_loss), continues_text=row.stage in CONTINUES_TEXT)

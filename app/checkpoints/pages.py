@@ -1,0 +1,38 @@
+"""The page of checkpoints: what runs have saved, and what can be done with it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy import select
+
+from app.auth.deps import User
+from app.checkpoints import queries
+from app.checkpoints.schemas import CheckpointOut
+from app.core.db import reading
+from app.core.models import Checkpoint, Run
+from app.core.rest import Paging, find, is_id
+from app.rendering import page
+
+router = APIRouter(include_in_schema=False)
+CHECKPOINTS_SHOWN = 50
+
+
+@router.get("/checkpoints")
+def checkpoints_page(request: Request, user: User, stage: Annotated[str, Query(max_length=40)] = "",
+                     run_id: Annotated[str, Query(max_length=40)] = "",
+                     cursor: Annotated[str | None, Query(max_length=200)] = None,
+                     part: Annotated[str, Query(max_length=10)] = "") -> Response:
+    """Checkpoints, newest first. ``part=rows`` is the table's rows alone, for a page that is open."""
+    stage, run_id = (value if is_id(value) else "" for value in (stage, run_id))
+    with reading() as session:
+        rows, following = queries.list_checkpoints(session, Paging(cursor=cursor, limit=CHECKPOINTS_SHOWN),
+                                                   run_id=run_id or None, stage=stage or None)
+        checkpoints = [CheckpointOut.of(row) for row in rows]
+        run = find(session, Run, run_id)
+        stages = list(session.scalars(select(Checkpoint.stage).where(Checkpoint.state == "ready").distinct()
+                                      .order_by(Checkpoint.stage)))
+    template = "pages/checkpoints_rows.html" if part == "rows" else "pages/checkpoints.html"
+    return page(request, template, checkpoints=checkpoints, next_cursor=following, stage=stage, stages=stages,
+                run_id=run_id, run_name=run.name if run else None, cursor=cursor)

@@ -1,0 +1,225 @@
+"""A run as its pages show it: what, from what, how far, how long, and what can be done with it now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import select
+
+from app.checkpoints.queries import of_run
+from app.checkpoints.schemas import CheckpointOut
+from app.core.db import Session, now
+from app.core.models import (
+    TERMINAL_STATES,
+    Attempt,
+    Checkpoint,
+    Dataset,
+    DeviceLease,
+    Host,
+    Pipeline,
+    Run,
+    TokenizerRow,
+)
+from app.core.settings import get_settings
+from app.i18n import gettext as _
+from app.runs.schemas import RunOut
+from minimind.config import STAGES, TrainConfig, stage_schema
+from minimind.presets import ModelConfig
+from minimind.run_dir import RunDir, read_json
+
+#: a worker that was not heard of for this long does not count as one that could take the run
+SILENT_S = 30.0
+CHECKPOINTS_SHOWN = 50
+
+
+@dataclass(frozen=True)
+class Link:
+    """Something that the run stands on; ``href`` is None where there is no page for it (any more)."""
+
+    text: str
+    href: str | None = None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One step of the way to a trained model. ``status`` is done, now or ahead."""
+
+    name: str
+    label: str
+    status: str
+    done: float | None = None
+    total: float | None = None
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Device:
+    name: str
+    host: str
+    load: str | None
+
+
+@dataclass(frozen=True)
+class RunView:
+    run: RunOut
+    data: Link
+    base: Link | None
+    tokenizer: Link | None
+    pipeline: Link | None
+    parent: Link | None
+    parameters: int | None
+    sequence_length: int | None
+    phases: list[Phase]
+    devices: list[Device]
+    checkpoints: list[CheckpointOut]
+    more_checkpoints: int
+    #: seconds in which processes worked on it, pauses left out
+    active_s: float
+    waits_for: str | None
+    changed: dict[str, object]
+
+    @property
+    def has_ended(self) -> bool:
+        return self.run.state in TERMINAL_STATES
+
+    @property
+    def latest_checkpoint(self) -> CheckpointOut | None:
+        """What chat answers with: a later attempt supersedes what earlier ones saved, also at a higher step."""
+        return max(self.checkpoints, key=lambda c: (c.attempt, c.step), default=None)
+
+    @property
+    def is_indeterminate(self) -> bool:
+        """Something is going on that has no end in sight yet."""
+        return not self.has_ended and self.run.state not in ("queued", "paused") and not self.run.progress.total_steps
+
+
+def view(session: Session, run: Run) -> RunView:
+    shown = RunOut.of(run)
+    resolved = read_json(RunDir(get_settings().runs_dir / run.id).resolved) or {}
+    checkpoints = of_run(session, run.id)
+    newest = checkpoints[-CHECKPOINTS_SHOWN:]
+    return RunView(
+        run=shown, data=_data(session, run), base=_base(session, run), tokenizer=_tokenizer(session, run),
+        pipeline=_pipeline(session, run), parent=_parent(session, run),
+        parameters=ModelConfig.from_dict(resolved["model"]).num_parameters() if "model" in resolved else None,
+        sequence_length=resolved.get("max_seq_len"), phases=phases(run), devices=_devices(session, run),
+        checkpoints=[CheckpointOut.of(c) for c in newest], more_checkpoints=len(checkpoints) - len(newest),
+        active_s=_active_seconds(session, run), waits_for=_waits_for(session, run), changed=changed_options(run))
+
+
+def _data(session: Session, run: Run) -> Link:
+    dataset = session.get(Dataset, run.dataset_id) if run.dataset_id else None
+    return Link(dataset.name, f"/datasets/{dataset.id}") if dataset is not None else Link(_("Starter corpus"))
+
+
+def _base(session: Session, run: Run) -> Link | None:
+    if run.base_checkpoint_id is None:
+        return None
+    base = session.get(Checkpoint, run.base_checkpoint_id)
+    origin = session.get(Run, base.run_id) if base is not None else None
+    if base is None or origin is None:
+        return Link(_("a checkpoint that was deleted"))
+    return Link(_("%(name)s, step %(step)s") % {"name": origin.name, "step": f"{base.step:,}"}, f"/runs/{origin.id}")
+
+
+def _tokenizer(session: Session, run: Run) -> Link | None:
+    row = session.get(TokenizerRow, run.tokenizer_id) if run.tokenizer_id else None
+    return None if row is None else Link(row.name)
+
+
+def _pipeline(session: Session, run: Run) -> Link | None:
+    line = session.get(Pipeline, run.pipeline_id) if run.pipeline_id else None
+    return None if line is None else Link(line.name, f"/pipelines/{line.id}")
+
+
+def _parent(session: Session, run: Run) -> Link | None:
+    if run.parent_id is None:
+        return None
+    parent = session.get(Run, run.parent_id)
+    return Link(_("a run that was deleted")) if parent is None else Link(parent.name, f"/runs/{parent.id}")
+
+
+def phase_labels() -> dict[str, str]:
+    return {"import": _("Read the data"), "tokenizer": _("Learn a vocabulary"), "tokenize": _("Turn text into tokens"),
+            "compile": _("Build the model"), "train": _("Train"), "eval": _("Evaluate"), "save": _("Save")}
+
+
+def phases(run: Run) -> list[Phase]:
+    """The way from data to weights; evaluation and saving belong to training."""
+    names = ["import", "tokenizer"]
+    if issubclass(STAGES.get(run.stage, TrainConfig), TrainConfig):
+        has_tokenizer = run.base_checkpoint_id is not None or run.tokenizer_id is not None
+        names = ["import", *([] if has_tokenizer else ["tokenizer"]), "tokenize", "compile", "train"]
+    progress = run.progress
+    current = {"eval": "train", "save": "train"}.get(progress.get("phase"), progress.get("phase"))
+    if run.state == "completed" or current == "train" and current in names:
+        at = len(names) - 1
+    else:
+        at = names.index(current) if current in names else -1
+    works = run.state in ("starting", "running", "pausing", "cancelling", "recovering")
+    labels, found = phase_labels(), []
+    for place, name in enumerate(names):
+        is_at = place == at and run.state not in TERMINAL_STATES
+        status = "done" if place < at or run.state == "completed" else "now" if is_at else "ahead"
+        numbers = {}
+        if place == at and works and name != "train":
+            numbers = {"done": progress.get("phase_done"), "total": progress.get("phase_total"),
+                       "unit": progress.get("phase_unit") or ""}
+        found.append(Phase(name, labels[name], status, **numbers))
+    return found
+
+
+def _devices(session: Session, run: Run) -> list[Device]:
+    leases = session.scalars(select(DeviceLease).where(DeviceLease.run_id == run.id).order_by(DeviceLease.device))
+    found = []
+    for lease in leases:
+        host = session.get(Host, lease.host_id)
+        found.append(Device(lease.device, host.name if host else lease.host_id, _load(host, lease.device)))
+    return found
+
+
+def _load(host: Host | None, device: str) -> str | None:
+    """How busy the device is: of a CPU slot the whole machine's figure, since a process moves between cores."""
+    load = host.load if host is not None else None
+    if not load:
+        return None
+    if device.startswith("cpu"):
+        return None if load.get("cpu_percent") is None else f"{load['cpu_percent']:.0f} %"
+    gpu = next((g for g in load.get("gpus", []) if g["device"] == device), None)
+    if gpu is None:
+        return None
+    return f"{gpu['percent']:.0f} %, {gpu['memory_used_bytes'] / 1e9:.1f} / {gpu['memory_total_bytes'] / 1e9:.1f} GB"
+
+
+def _active_seconds(session: Session, run: Run) -> float:
+    at = now(session)
+    return sum((attempt.ended_at or at) - attempt.started_at
+               for attempt in session.scalars(select(Attempt).where(Attempt.run_id == run.id)))
+
+
+def _waits_for(session: Session, run: Run) -> str | None:
+    """Why a queued run has not begun, in words."""
+    if run.state != "queued":
+        return None
+    at = now(session)
+    hosts = [h for h in session.scalars(select(Host)) if at - h.last_seen_at < SILENT_S and not h.draining]
+    if not hosts:
+        return _("It waits for a worker: none has been heard of lately. ./studio doctor says more.")
+    if run.not_before is not None and run.not_before > at:
+        return _("It starts again in %(seconds)s s, after an attempt that failed.") % {
+            "seconds": round(run.not_before - at)}
+    ahead = session.query(Run).filter(Run.state == "queued", Run.id != run.id, (Run.priority > run.priority) | (
+        (Run.priority == run.priority) & (Run.queued_at < run.queued_at))).count()
+    if ahead:
+        return _("It waits for its turn: %(ahead)s ahead of it in the queue.") % {"ahead": ahead}
+    busy = session.query(DeviceLease).count()
+    return _("It waits for devices that other runs hold.") if busy else _("It starts in a moment.")
+
+
+def changed_options(run: Run) -> dict[str, object]:
+    """Options that are not at their default, as the run was asked for."""
+    if run.stage not in STAGES:
+        return dict(run.config)
+    properties = stage_schema(run.stage)["schema"]["properties"]
+    return {key: value for key, value in run.config.items()
+            if value is not None and key in properties and value != properties[key].get("default")}

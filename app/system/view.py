@@ -1,0 +1,226 @@
+"""The system as its page shows it: machines with what their devices do, the queue with its reasons, jobs, disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+
+from app.core.db import Session, now
+from app.core.devices import choose
+from app.core.models import Dataset, DeviceLease, Job, Run, TokenizerRow
+from app.core.rest import Paging, newest_first
+from app.i18n import gettext as _
+from app.i18n import ngettext
+from app.jobs.routes import JobOut
+from app.system import service
+
+QUEUE_SHOWN = 20
+JOBS_SHOWN = 10
+#: below this share of free space a training may stop for want of it
+LOW_DISK = 0.05
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One CPU slot or GPU; ``run_id`` is None while it is free."""
+
+    device: str
+    title: str
+    run_id: str | None
+    run_name: str = ""
+
+    @property
+    def short(self) -> str:
+        return self.device.rpartition(":")[2]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A load: ``share`` of 1, and the same in words."""
+
+    label: str
+    share: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    id: str
+    name: str
+    is_alive: bool
+    draining: bool
+    last_seen_at: str
+    cpus: list[Slot]
+    gpus: list[Slot]
+    bars: list[Bar]
+    versions: dict[str, str]
+
+    @property
+    def holders(self) -> dict[str, str]:
+        """Id -> name of the runs that use it, each once."""
+        return {slot.run_id: slot.run_name for slot in self.cpus + self.gpus if slot.run_id is not None}
+
+
+@dataclass(frozen=True)
+class Waiting:
+    id: str
+    name: str
+    stage: str
+    priority: int
+    wants: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class JobRow:
+    job: JobOut
+    label: str
+    subject: str | None
+    href: str | None
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """With every key, also before there is any."""
+        return {"done": None, "total": None, "unit": None, "message": None} | self.job.progress
+
+    @property
+    def failure(self) -> str | None:
+        return None if self.job.error is None else self.job.error.get("message") or _("It failed.")
+
+
+@dataclass(frozen=True)
+class SystemView:
+    facts: dict[str, Any]
+    machines: list[Machine]
+    queue: list[Waiting]
+    jobs: list[JobRow]
+
+    @property
+    def has_worker(self) -> bool:
+        return any(m.is_alive for m in self.machines)
+
+    @property
+    def free_share(self) -> float:
+        disk = self.facts["disk"]
+        return disk["free_bytes"] / disk["total_bytes"] if disk["total_bytes"] else 1.0
+
+    @property
+    def is_disk_low(self) -> bool:
+        return self.free_share < LOW_DISK
+
+
+def view(session: Session) -> SystemView:
+    """Everything but the broker, which is asked without holding the database."""
+    facts = service.system(session)
+    held = _held(session)
+    machines = [_machine(host, held.get(host["id"], {})) for host in facts["hosts"]]
+    machines.sort(key=lambda m: (not m.is_alive, m.name, m.id))
+    return SystemView(facts, machines, _queue(session, facts["hosts"]), _jobs(session))
+
+
+def _held(session: Session) -> dict[str, dict[str, tuple[str, str]]]:
+    """Host -> device -> id and name of the run that holds it."""
+    held: dict[str, dict[str, tuple[str, str]]] = {}
+    rows = session.execute(select(DeviceLease.host_id, DeviceLease.device, Run.id, Run.name)
+                           .join(Run, Run.id == DeviceLease.run_id))
+    for host, device, id, name in rows:
+        held.setdefault(host, {})[device] = (id, name)
+    return held
+
+
+def _machine(host: dict[str, Any], held: dict[str, tuple[str, str]]) -> Machine:
+    def slot(device: str, title: str) -> Slot:
+        run_id, name = held.get(device, (None, ""))
+        return Slot(device, title, run_id, name)
+
+    cpus = [slot(f"cpu:{n}", _("CPU slot %(number)s") % {"number": n}) for n in range(host["cpu_slots"])]
+    gpus = [slot(d["id"], d.get("name") or d["id"]) for d in host["devices"]]
+    return Machine(host["id"], host["name"], host["is_alive"], host["draining"], host["last_seen_at"], cpus, gpus,
+                   _bars(host) if host["is_alive"] else [], host["versions"])
+
+
+def _bars(host: dict[str, Any]) -> list[Bar]:
+    """How busy the machine is, as far as its worker could find out."""
+    load = host.get("load") or {}
+    bars = [_percent(_("CPU"), load.get("cpu_percent")),
+            _memory(_("Memory"), load.get("memory_used_bytes"), load.get("memory_total_bytes"))]
+    for gpu in load.get("gpus") or []:
+        device = gpu.get("device", "GPU")
+        bars += [_percent(device, gpu.get("percent")),
+                 _memory(_("%(device)s memory") % {"device": device}, gpu.get("memory_used_bytes"),
+                         gpu.get("memory_total_bytes"))]
+    return [bar for bar in bars if bar is not None]
+
+
+def _percent(label: str, percent: float | None) -> Bar | None:
+    return None if percent is None else Bar(label, min(1.0, round(percent / 100, 3)), f"{percent:.0f} %")
+
+
+def _memory(label: str, used: float | None, total: float | None) -> Bar | None:
+    if used is None or not total:
+        return None
+    return Bar(label, min(1.0, used / total), f"{used / 1e9:.1f} / {total / 1e9:.1f} GB")
+
+
+def _queue(session: Session, hosts: Sequence[dict[str, Any]]) -> list[Waiting]:
+    """The queued runs in the order in which they are looked at, each with what it waits for."""
+    at = now(session)
+    ready = [h for h in hosts if h["is_alive"] and not h["draining"]]
+    taken = {h["id"]: {lease["device"] for lease in h["in_use"]} for h in ready}
+    runs = session.scalars(select(Run).where(Run.state == "queued")
+                           .order_by(Run.priority.desc(), Run.queued_at, Run.id).limit(QUEUE_SHOWN))
+    return [Waiting(run.id, run.name, run.stage, run.priority, wants(run.devices, any(h["devices"] for h in ready)),
+                    _reason(run, ready, taken, at)) for run in runs]
+
+
+def wants(devices: Any, has_gpus: bool) -> str:
+    """What a run asked for, in words."""
+    if devices == "auto":
+        return _("one GPU") if has_gpus else _("the whole CPU of a machine")
+    if isinstance(devices, dict):
+        count = devices["count"]
+        return (ngettext("%(num)s GPU", "%(num)s GPUs", count) if devices["kind"] == "cuda"
+                else ngettext("%(num)s CPU slot", "%(num)s CPU slots", count)) % {"num": count}
+    return ", ".join(devices)
+
+
+def _reason(run: Run, ready: Sequence[dict[str, Any]], taken: dict[str, set[str]], at: float) -> str:
+    def fits(host: dict[str, Any], without: set[str]) -> bool:
+        return choose(run.devices, cpu_slots=host["cpu_slots"], gpus=[d["id"] for d in host["devices"]],
+                      taken=without) is not None
+
+    if not ready:
+        return _("Waits for a worker.")
+    if run.not_before is not None and run.not_before > at:
+        return _("Starts again in %(seconds)s s, after an attempt that failed.") % {
+            "seconds": round(run.not_before - at)}
+    if any(fits(host, taken[host["id"]]) for host in ready):
+        return _("Starts in a moment.")
+    if not any(fits(host, set()) for host in ready):
+        return _("No machine that is here now has such devices.")
+    return _("Waits until other runs free the devices.")
+
+
+def _jobs(session: Session) -> list[JobRow]:
+    """What is being done or waits, then what ended last."""
+    rows, _cursor = newest_first(session, select(Job), Job, Paging(limit=JOBS_SHOWN))
+    oldest_first = session.scalars(select(Job).where(Job.state.in_(("running", "queued")))
+                                   .order_by(Job.created_at).limit(JOBS_SHOWN)).all()
+    found = list(dict.fromkeys([*sorted(oldest_first, key=lambda j: j.state != "running"), *rows]))
+    return [_job(session, job) for job in found[:JOBS_SHOWN]]
+
+
+def _job(session: Session, job: Job) -> JobRow:
+    labels = {"dataset_import": _("Import a dataset"), "tokenizer_train": _("Train a tokenizer")}
+    subject, href = None, None
+    if job.kind == "dataset_import":
+        dataset = session.get(Dataset, job.payload.get("dataset_id", ""))
+        if dataset is not None:
+            subject, href = dataset.name, f"/datasets/{dataset.id}"
+    elif job.kind == "tokenizer_train":
+        subject = session.scalar(select(TokenizerRow.name).where(TokenizerRow.job_id == job.id))
+    return JobRow(JobOut.of(job), labels.get(job.kind, job.kind), subject, href)
+

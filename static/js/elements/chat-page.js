@@ -1,0 +1,244 @@
+// <chat-page data-view>: a conversation with a checkpoint. Its parts show and ask; what was said, who answers and what
+// is kept is decided here.
+
+import "./chat-composer.js";
+import "./chat-list.js";
+import "./chat-notices.js";
+import "./chat-settings.js";
+import "./chat-thread.js";
+import { bindDialogs } from "./chat-dialogs.js";
+import { stayTruthful } from "./chat-truth.js";
+import { get, newKey, patch, post, remove } from "../lib/api.js";
+import { chatRequest, Keeper, plainMessage, receive, speakable, suggestions, textRequest } from "../lib/conversation.js";
+import { dataOf, setText } from "../lib/dom.js";
+import { integer } from "../lib/format.js";
+import { t } from "../lib/i18n.js";
+import { completion } from "../lib/sse.js";
+
+const SEEMS_TO_LOAD_MS = 1500;
+const SPOKEN_MS = 5000;
+
+class ChatPage extends HTMLElement {
+  connectedCallback() {
+    const view = dataOf(this, "view");
+    this.checkpoints = new Map(view.checkpoints.map((checkpoint) => [checkpoint.id, checkpoint]));
+    Object.assign(this, { thread: this.querySelector("chat-thread"), composer: this.querySelector("chat-composer"),
+                          settings: this.querySelector("chat-settings"), notices: this.querySelector("chat-notices"),
+                          live: null, talk: view.conversation });
+    this.messages = view.conversation?.messages ?? [];
+    this.keeper = new Keeper({
+      id: this.talk?.id, version: this.talk?.version, newKey, body: () => this.#body(),
+      onState: () => this.thread.holdEnd(() => this.notices?.show(this.keeper)), onKept: (kept) => this.#kept(kept),
+      server: { create: (body, key, options) => post("/conversations", body, { key, ...options }),
+                change: (id, body, options) => patch(`/conversations/${id}`, body, options),
+                load: (id) => get(`/conversations/${id}`) },
+    });
+    this.settings.fill(this.talk?.sampling ?? {}, this.talk?.system ?? "");
+    bindDialogs(this, { title: () => this.talk?.title ?? "", rename: (title) => this.keeper.rename(title),
+                        remove: () => this.#delete() });
+    if (this.composer) this.#start();
+    this.#show();
+    if (this.messages.length) this.thread.toEnd();
+  }
+
+  #start() {
+    this.composer.mode = this.#wantedMode();
+    this.#greet();
+    const on = (name, work) => this.addEventListener(name, (event) => work(event.detail));
+    on("chat-send", ({ text }) => this.live || this.#say(text));
+    on("chat-stop", () => this.controller?.abort());
+    on("chat-again", () => this.#again());
+    on("chat-go-on", () => this.#answer({ message: this.messages.at(-1) }));
+    on("chat-edit", ({ message, text }) => this.#edit(message, text));
+    on("chat-choice", ({ what }) => this.#choose(what));
+    on("chat-settings", () => this.#changed());
+    on("chat-keep", ({ how }) => this.#keep(how));
+    document.addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && this.live && !document.querySelector("dialog[open]")) this.controller?.abort();
+    });
+    stayTruthful(this.keeper, { isBusy: () => this.live !== null, show: (theirs) => this.#showVersion(theirs) });
+    if (!matchMedia("(pointer: coarse)").matches) this.composer.focus(); // there it would open the keyboard
+  }
+
+  get #checkpoint() {
+    return this.checkpoints.get(this.composer.model);
+  }
+
+  #wantedMode() {
+    const asked = new URLSearchParams(location.search).get("mode");
+    if (asked === "chat" || asked === "text") return asked;
+    return this.#checkpoint.continues_text ? "text" : "chat";
+  }
+
+  /** Everything that is kept; the checkpoint that was chosen, also where it is gone and nobody chose another. */
+  #body() {
+    return { checkpoint_id: this.composer?.model ?? this.talk?.checkpoint_id ?? null, system: speakable(this.settings.system),
+             sampling: this.settings.sampling, messages: this.messages.filter((m) => m.content || m !== this.live).map(plainMessage) };
+  }
+
+  #show() {
+    const { messages, live } = this;
+    const continues = (message) => this.checkpoints.get(message.checkpoint_id)?.continues_text ?? false;
+    this.thread.show(messages, {
+      live, waiting: this.waiting ?? "", isReadOnly: !this.composer, plain: continues,
+      canGoOn: this.composer?.mode === "text" && messages.at(-1)?.role === "assistant",
+      model: (message) => this.#named(this.checkpoints.get(message.checkpoint_id)),
+    });
+  }
+
+  #named(checkpoint) {
+    return checkpoint ? t("%(name)s, step %(step)s", { name: checkpoint.run_name, step: integer(checkpoint.step) }) : "";
+  }
+
+  async #greet() {
+    const checkpoint = this.#checkpoint;
+    const text = this.composer.mode === "text" ? t("Begin a text, and it goes on from your last word.")
+      : checkpoint.continues_text ? t("It has only read texts. Try it as it is, or let it continue one.")
+      : t("Ask it something. It has read very little, so keep it simple.");
+    this.querySelector("[data-new-chat]").href = `/chat?checkpoint=${checkpoint.id}`;
+    this.thread.greet(this.#named(checkpoint), text, this.prompts?.get(checkpoint.run_id) ?? []);
+    this.prompts ??= new Map();
+    if (this.messages.length || this.prompts.has(checkpoint.run_id)) return;
+    try {
+      this.prompts.set(checkpoint.run_id, suggestions((await get(`/runs/${checkpoint.run_id}/samples`)).items));
+    } catch {
+      this.prompts.set(checkpoint.run_id, []); // a page without suggestions is whole
+    }
+    if (this.#checkpoint === checkpoint) this.#greet();
+  }
+
+  #say(text) {
+    this.messages.push({ role: "user", content: speakable(text), created_at: new Date().toISOString() });
+    this.keeper.now();
+    this.#answer({ scroll: true });
+  }
+
+  #edit(message, text) {
+    this.messages.splice(this.messages.indexOf(message));
+    this.#say(text);
+  }
+
+  #again() {
+    if (this.live) return;
+    const previous = this.messages.at(-1)?.role === "assistant" ? this.messages.pop() : null;
+    this.#answer({ previous });
+  }
+
+  /**
+   * Ask for the next answer, or for more of `message`. `previous` is the answer that this one replaces: it comes back
+   * where none arrives.
+   */
+  async #answer({ previous = null, message = null, scroll = false }) {
+    if (this.live) return;
+    const { mode, model } = this.composer;
+    const asked = { model, system: this.settings.system, sampling: this.settings.sampling, messages: [...this.messages] };
+    const [path, body] = mode === "text" ? ["/v1/completions", textRequest(asked)]
+      : ["/v1/chat/completions", chatRequest(asked)];
+    const before = message && { ...message };
+    if (!message) this.messages.push({ role: "assistant", content: "", checkpoint_id: model, created_at: new Date().toISOString() });
+    const answer = (this.live = message ?? this.messages.at(-1));
+    answer.finish_reason = null;
+    this.controller = new AbortController();
+    this.#begin(scroll);
+    const error = await receive(answer, completion(path, body, { signal: this.controller.signal }), (part) => this.#hear(part));
+    clearTimeout(this.loading);
+    this.live = this.controller = null;
+    this.composer.isBusy = false;
+    if (!this.messages.includes(answer)) return; // the other tab's version is shown by now
+    if (["cancelled", "error"].includes(answer.finish_reason)) {
+      if (before && answer.content === before.content) Object.assign(answer, before);
+      else if (!answer.content) this.messages.splice(this.messages.indexOf(answer), 1, ...(previous ? [previous] : []));
+    }
+    if (error) this.thread.fail(error);
+    this.#show();
+    this.keeper.now();
+    this.#speak(error ? "" : answer);
+  }
+
+  #begin(scroll) {
+    this.thread.fail(null);
+    this.composer.isBusy = true;
+    this.waiting = t("Reading your message…");
+    this.loading = setTimeout(() => this.thread.wait(t("Waiting for the model. It may have to be loaded first…")), SEEMS_TO_LOAD_MS);
+    this.#show();
+    if (scroll) this.thread.toEnd();
+  }
+
+  #hear(part) {
+    if (part.open) {
+      clearTimeout(this.loading);
+      this.thread.wait(t("Thinking…"));
+    } else if (part.text) {
+      this.thread.state.waiting = t("Writing…");
+      this.thread.grow();
+      this.keeper.soon();
+    }
+  }
+
+  /** Finished answers are spoken, once; every token would be noise. */
+  #speak(answer) {
+    const region = this.querySelector("[data-spoken]");
+    region.textContent = !answer ? "" : answer.finish_reason === "cancelled" ? t("Stopped.") : this.thread.spoken(answer);
+    clearTimeout(this.spoken);
+    this.spoken = setTimeout(() => (region.textContent = ""), SPOKEN_MS); // whoever walks the page hears it only once
+  }
+
+  #choose(what) {
+    if (what === "model") this.composer.mode = this.#checkpoint.continues_text ? "text" : "chat";
+    this.composer.warn(this.#checkpoint.continues_text);
+    const url = new URL(location.href);
+    const isDefault = (this.composer.mode === "text") === this.#checkpoint.continues_text;
+    if (isDefault) url.searchParams.delete("mode");
+    else url.searchParams.set("mode", this.composer.mode);
+    if (!this.keeper.id) url.searchParams.set("checkpoint", this.composer.model);
+    history.replaceState(history.state, "", url);
+    this.#greet();
+    this.#show();
+    if (what === "model") this.#changed();
+  }
+
+  #changed() {
+    if (this.messages.length) this.keeper.soon();
+  }
+
+  #kept(kept) {
+    this.talk = kept;
+    setText(this.querySelector("h1"), kept.title || t("Untitled chat"));
+    document.title = `${kept.title || t("Untitled chat")} · MiniMind Studio`;
+    this.querySelector("[data-kept-only]").hidden = false;
+    this.querySelector("chat-list").keep(kept);
+    if (location.pathname !== `/chat/${kept.id}`) {
+      const mode = new URLSearchParams(location.search).get("mode");
+      history.replaceState(history.state, "", `/chat/${kept.id}${mode ? `?mode=${mode}` : ""}`);
+    }
+  }
+
+  #keep(how) {
+    if (how === "retry") this.keeper.retry();
+    else if (how === "mine") this.keeper.keepMine();
+    else if (how === "again") this.keeper.keepAgain();
+    else this.#showVersion(this.keeper.takeTheirs());
+  }
+
+  /** Another tab's version in place of this one's. */
+  #showVersion(theirs) {
+    this.controller?.abort();
+    this.live = null;
+    this.messages = theirs.messages;
+    this.thread.fail(null);
+    if (this.checkpoints.has(theirs.checkpoint_id)) this.composer.select.value = theirs.checkpoint_id;
+    this.composer.warn(this.#checkpoint.continues_text);
+    this.settings.fill(theirs.sampling, theirs.system);
+    this.#kept(theirs);
+    this.#show();
+  }
+
+  async #delete() {
+    await remove(`/conversations/${this.keeper.id}`);
+    this.keeper.end();
+    this.controller?.abort();
+    location.assign("/chat");
+  }
+}
+
+customElements.define("chat-page", ChatPage);

@@ -1,0 +1,137 @@
+// <chat-thread>: the turns of a conversation, what to begin with where there are none, and what went wrong. Stays at its
+// end while it grows, unless the reader has scrolled up. Events: "chat-send" {text} of a suggestion, "chat-again".
+
+import "./chat-message.js";
+import { h, throttled } from "../lib/dom.js";
+import { integer } from "../lib/format.js";
+import { t } from "../lib/i18n.js";
+
+const DRAWN_EVERY_MS = 100;
+const NEAR_END_PX = 80;
+const SHARE_OF_DRAWING = 5; // a long answer that takes 50 ms to draw is drawn every 250 ms
+
+class ChatThread extends HTMLElement {
+  #views = new Map(); // message -> its element
+
+  connectedCallback() {
+    this.grow = throttled(() => this.#grow(), DRAWN_EVERY_MS);
+  }
+
+  /**
+   * @param {object[]} messages
+   * @param {{live: object|null, waiting: string, isReadOnly: boolean, canGoOn: boolean, plain: (m) => boolean,
+   *          model: (m) => string}} state `live`: the answer that is coming
+   */
+  show(messages, state) {
+    Object.assign(this, { messages, state });
+    const atEnd = this.#isAtEnd();
+    const shown = messages.filter((message) => message.role !== "system");
+    const elements = shown.map((message) => {
+      const element = this.#views.get(message) ?? document.createElement("chat-message");
+      this.#views.set(message, element);
+      this.#draw(message, element);
+      return element;
+    });
+    for (const message of this.#views.keys()) if (!messages.includes(message)) this.#views.delete(message);
+    this.#place([...elements, ...this.#after(shown)]);
+    if (atEnd) this.toEnd();
+  }
+
+  /** Only what is new goes in: an element that moves would lose its focus and selection. */
+  #place(elements) {
+    for (const child of [...this.children]) if (!elements.includes(child)) child.remove();
+    elements.forEach((element, place) => {
+      if (this.children[place] !== element) this.insertBefore(element, this.children[place] ?? null);
+    });
+  }
+
+  #draw(message, element) {
+    const { state, messages } = this;
+    const place = messages.indexOf(message);
+    element.show(message, {
+      plain: state.plain(message), model: state.model(message), isLive: state.live === message, waiting: state.waiting,
+      isLast: place === messages.length - 1, later: messages.length - 1 - place,
+      isReadOnly: state.isReadOnly || state.live !== null, canGoOn: state.canGoOn,
+    });
+  }
+
+  #grow() {
+    const element = this.#views.get(this.state?.live);
+    if (!element) return;
+    const began = performance.now();
+    if (began < this.restUntil) {
+      this.grow();
+      return;
+    }
+    const atEnd = this.#isAtEnd();
+    this.#draw(this.state.live, element);
+    if (atEnd) this.toEnd();
+    this.restUntil = began + (performance.now() - began) * SHARE_OF_DRAWING;
+  }
+
+  /** What of an answer is read out: its words without thoughts and marks. */
+  spoken(message) {
+    const said = this.#views.get(message)?.querySelectorAll(".formatted, .as-is") ?? [];
+    return [...said].map((part) => part.textContent).join(" ").slice(0, 1000);
+  }
+
+  /** The word about what the answer is waiting for. */
+  wait(text) {
+    this.state.waiting = text;
+    this.grow();
+  }
+
+  #after(shown) {
+    if (this.problem) return [this.problem];
+    if (!shown.length) return this.welcome ? [this.welcome] : [];
+    if (this.state.live || this.state.isReadOnly || shown.at(-1).role !== "user") return [];
+    return [h("div.notice", {}, h("p", {}, t("This message has no answer yet.")), this.#again(t("Get an answer")))];
+  }
+
+  /** What stands where nothing was said: who is there, and what could be asked. */
+  greet(title, text, prompts) {
+    const chips = prompts.map((prompt) => h("button.button.chip", {
+      type: "button", onclick: () => this.#tell("chat-send", { text: prompt }) }, prompt));
+    this.welcome = h("div.empty.chat-welcome", {}, h("h2", {}, title), h("p", {}, text),
+      chips.length ? h("div.row", { role: "group", "aria-label": t("Suggestions") }, ...chips) : null);
+    if (this.messages) this.show(this.messages, this.state);
+  }
+
+  /** A request that failed; null takes the notice away. */
+  fail(error) {
+    if (error?.code === "context_length_exceeded") {
+      error.hint = t("Begin a new chat, or edit an earlier message: the model only remembers so much.");
+    } else if (error?.retryAfter) {
+      error.hint ||= t("It may work again in %(seconds)s s. Your message is kept.", { seconds: integer(error.retryAfter) });
+    }
+    this.problem = error && h("div.notice.bad", { role: "alert" },
+      h("div", {}, h("p", {}, error.message), error.hint ? h("p.hint.small", {}, error.hint) : null),
+      this.#again(t("Try again")));
+  }
+
+  #again(text) {
+    return h("button.button.tiny", { type: "button", onclick: () => this.#tell("chat-again") }, text);
+  }
+
+  /** Do what takes or gives room elsewhere on the page, and stay at the end. */
+  holdEnd(work) {
+    const atEnd = this.#isAtEnd();
+    work();
+    if (atEnd) this.toEnd();
+  }
+
+  #isAtEnd() {
+    const page = document.documentElement;
+    return page.scrollHeight - window.scrollY - window.innerHeight < NEAR_END_PX;
+  }
+
+  toEnd() {
+    window.scrollTo({ top: document.documentElement.scrollHeight, behavior: "instant" });
+  }
+
+  #tell(name, detail = {}) {
+    this.dispatchEvent(new CustomEvent(name, { bubbles: true, detail }));
+  }
+}
+
+customElements.define("chat-thread", ChatThread);

@@ -1,0 +1,3 @@
+// Talking with a checkpoint.
+
+import "../elements/chat-page.js";

@@ -1,0 +1,4 @@
+// The API's documentation.
+
+import "../elements/api-docs.js";
+import "../elements/copy-button.js";

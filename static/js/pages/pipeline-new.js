@@ -1,0 +1,3 @@
+// The form for a pipeline.
+
+import "../elements/pipeline-form.js";

@@ -1,0 +1,9 @@
+// The page of one run.
+
+import "../elements/live-fragment.js";
+import "../elements/log-tail.js";
+import { bindDialogs } from "../elements/run-actions.js";
+import "../elements/run-charts.js";
+import "../elements/sample-timeline.js";
+
+bindDialogs();

@@ -1,0 +1,3 @@
+// The list of runs.
+
+import "../elements/live-fragment.js";

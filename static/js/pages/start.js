@@ -1,0 +1,3 @@
+// The first-model wizard.
+
+import "../elements/first-model.js";

@@ -1,0 +1,130 @@
+"""The chat page: who is offered, who is chosen, whose conversations, and hostile text that stays text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from starlette.testclient import TestClient
+
+from app.core.db import now, transaction
+from app.core.models import Checkpoint
+from tests.app.conftest import Api
+from tests.app.test_pages import HOSTILE, Reader, assert_clean
+from tests.app.test_runs import new_run
+
+HTML = {"Accept": "text/html"}
+
+
+def add_checkpoint(run: dict, *, stage: str = "sft", step: int = 3, attempt: int = 1, age_s: float = 0,
+                   state: str = "ready") -> str:
+    with transaction() as session:
+        row = Checkpoint(run_id=run["id"], attempt=attempt, stage=stage, step=step, tokens=1, bytes=1, loss=2.0,
+                         eval_loss=1.25, path="/nowhere", state=state, created_at=now(session) - age_s)
+        session.add(row)
+    return row.id
+
+
+def show(browser: TestClient, path: str = "/chat", status: int = 200) -> Reader:
+    answer = browser.get(path, headers=HTML)
+    assert answer.status_code == status, answer.text
+    page = assert_clean(answer.text)
+    assert sum(tag == "h1" for tag, _ in page.tags) == 1
+    return page
+
+
+def view_of(page: Reader) -> dict:
+    return json.loads(next(attributes["data-view"] for tag, attributes in page.tags if tag == "chat-page"))
+
+
+def chosen(page: Reader) -> str:
+    selected = [a["value"] for tag, a in page.tags if tag == "option" and "selected" in a and len(a["value"]) > 8]
+    assert selected == [view_of(page)["checkpoint_id"]]
+    return selected[0]
+
+
+def pressed(page: Reader) -> str:
+    return next(a["data-mode"] for _, a in page.tags if "data-mode" in a and a["aria-pressed"] == "true")
+
+
+def test_without_a_model_it_leads_to_the_first_one(api: Api) -> None:
+    page = show(api.browser())
+    assert "/start" in [a.get("href") for _, a in page.tags if a.get("class") == "button primary"]
+    assert view_of(page) == {"conversation": None, "checkpoints": [], "checkpoint_id": None}
+    assert not [a for _, a in page.tags if a.get("id") == "chat-text"]
+    assert ("link", {"rel": "alternate", "type": "application/json", "href": "/api/v1/conversations"}) in page.tags
+
+
+def test_the_newest_that_was_taught_to_answer_is_chosen(api: Api) -> None:
+    browser, base, tuned = api.browser(), new_run(api, name="Base"), new_run(api, name="Tuned")
+    old = add_checkpoint(base, stage="pretrain", age_s=50)
+    page = show(browser)
+    assert chosen(page) == old and pressed(page) == "text"
+    early, late = add_checkpoint(tuned, step=10, age_s=40), add_checkpoint(tuned, step=20, age_s=30)
+    gone = add_checkpoint(tuned, step=30, age_s=20, state="deleted")
+    newest = add_checkpoint(base, stage="pretrain", step=9, age_s=10)
+    page = show(browser)
+    assert chosen(page) == late and pressed(page) == "chat"
+    assert [a["label"] for tag, a in page.tags if tag == "optgroup"] == ["Base", "Tuned"]
+    assert [c["id"] for c in view_of(page)["checkpoints"]] == [newest, old, late, early]
+    text = " ".join(" ".join(page.text).split())
+    assert "Tuned · step 20 · Fine-tuning · held-out loss 1.25" in text
+    assert chosen(show(browser, f"/chat?checkpoint={early}")) == early
+    assert "no longer there" not in text
+    for missing in (gone, "nothing", "../x", "%00"):
+        page = show(browser, f"/chat?checkpoint={missing}")
+        assert chosen(page) == late and "no longer there" in " ".join(page.text)
+
+
+def test_an_old_checkpoint_can_still_be_asked_for(api: Api, monkeypatch) -> None:
+    monkeypatch.setattr("app.chat.pages.CHECKPOINTS_OFFERED", 2)
+    run = new_run(api)
+    old = add_checkpoint(run, step=1, age_s=90)
+    newer = [add_checkpoint(run, step=step, age_s=90 - step) for step in (2, 3)]
+    assert [c["id"] for c in view_of(show(api.browser()))["checkpoints"]] == newer[::-1]
+    assert chosen(show(api.browser(), f"/chat?checkpoint={old}")) == old
+    superseding = add_checkpoint(run, step=2, attempt=2)
+    assert view_of(show(api.browser()))["checkpoints"][0]["id"] == superseding
+
+
+def test_a_kept_conversation_is_there_before_any_script(api: Api) -> None:
+    checkpoint = add_checkpoint(new_run(api, name="Tuned"))
+    said = [{"role": "user", "content": "Where is Anna?"}, {"role": "assistant", "content": "In **Lisbon**."}]
+    talk = api.post("/conversations", {"messages": said, "checkpoint_id": checkpoint, "system": "Be kind."}).json()
+    other = api.post("/conversations", {"title": "Another"}).json()
+    page = show(api.browser(), f"/chat/{talk['id']}")
+    text = "".join(page.text)
+    assert "Where is Anna?" in text and "In **Lisbon**." in text
+    assert chosen(page) == checkpoint and view_of(page)["conversation"] == talk
+    links = [a for tag, a in page.tags if tag == "a" and a["href"].startswith("/chat/")]
+    assert [a["href"] for a in links] == [f"/chat/{other['id']}", f"/chat/{talk['id']}"]
+    assert [a.get("aria-current") for a in links] == [None, "page"]
+    api.http.patch(f"/api/v1/conversations/{talk['id']}", json={"checkpoint_id": "gone"})
+    page = show(api.browser(), f"/chat/{talk['id']}")
+    assert chosen(page) == checkpoint and "no longer there" in "".join(page.text)
+
+
+def test_conversations_are_their_users_own(api: Api) -> None:
+    talk = api.post("/conversations", {"title": "Secret plans"}).json()
+    stranger = api.as_role("somebody", "admin")
+    assert "Secret plans" not in stranger.get("/chat", headers=HTML).text
+    for path in (f"/chat/{talk['id']}", "/chat/nothing", "/chat/%00"):
+        answer = stranger.get(path, headers=HTML)
+        assert answer.status_code == 404 and answer.headers["content-type"].startswith("text/html")
+    assert api.anonymous().get("/chat", headers=HTML).status_code == 401
+
+
+def test_hostile_text_stays_text(api: Api) -> None:
+    for name in HOSTILE:
+        add_checkpoint(new_run(api, name=name))
+        said = [{"role": role, "content": f"{name}\r\n\u2028"} for role in ("user", "assistant")]
+        talk = api.post("/conversations", {"title": name, "messages": said, "system": name}).json()
+        page = show(api.browser(), f"/chat/{talk['id']}")
+        assert view_of(page)["conversation"] == talk
+        assert "".join(page.text).count(name) >= 4
+        assert not [t for t, _ in page.tags if t == "img"][2:], "only the studio's own sign"
+
+
+def test_templates_hold_nothing_inline() -> None:
+    source = (Path(__file__).resolve().parents[2] / "templates/pages/chat.html").read_text()
+    assert "|safe" not in source.replace(" ", "") and len(source.splitlines()) <= 150

@@ -1,0 +1,59 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { aligned, csv, Curve, extent } from "../../static/js/lib/curves.js";
+
+/** The average as its definition says it, over everything. */
+function plainAverage(values, s) {
+  let mean = 0;
+  let weight = 0;
+  return values.map((value) => {
+    if (value === null) return null;
+    mean = s * mean + (1 - s) * value;
+    weight = s * weight + (1 - s);
+    return mean / weight;
+  });
+}
+
+test("live points go on exactly where the server's average ended", () => {
+  const values = Array.from({ length: 50 }, (_, i) => (i === 20 ? null : 5 / (i + 1)));
+  for (const s of [0, 0.5, 0.9, 0.99]) {
+    const whole = plainAverage(values, s);
+    const head = 30;
+    const curve = Curve.of({ x: [...Array(head).keys()], y: values.slice(0, head), smooth: whole.slice(0, head),
+                             smooth_points: head - 1, total_points: head }, s);
+    for (let i = head; i < values.length; i++) curve.append(i, values[i]);
+    assert.equal(curve.total, 50);
+    curve.smooth.forEach((value, i) => (whole[i] === null ? assert.equal(value, null) : assert.ok(Math.abs(value - whole[i]) < 1e-9)));
+  }
+});
+
+test("a point that is known already is not added twice", () => {
+  const curve = new Curve(0.5);
+  assert.ok(curve.append(1, 2));
+  assert.ok(!curve.append(1, 2));
+  assert.ok(!curve.append(0, 3));
+  assert.ok(curve.append(2, null));
+  assert.deepEqual(curve.y, [2, null]);
+  assert.deepEqual(curve.smooth, [2, null]);
+});
+
+test("curves with points of their own share one axis", () => {
+  const [x, dense, sparse] = aligned([{ x: [1, 2, 3], values: [1, null, 3] }, { x: [2, 5], values: [9, 8] }]);
+  assert.deepEqual(x, [1, 2, 3, 5]);
+  assert.deepEqual(dense, [1, null, 3, undefined]);
+  assert.deepEqual(sparse, [undefined, 9, undefined, 8]);
+});
+
+test("the axis holds all finite values, only positive ones where it is logarithmic", () => {
+  const [low, high] = extent([[1, null, undefined, 3]], false);
+  assert.ok(low < 1 && high > 3);
+  const [least] = extent([[-1, 0, 0.5, 2]], true);
+  assert.ok(least > 0 && least < 0.5);
+  assert.deepEqual(extent([[null]], false), [0, 1]);
+  const [below, above] = extent([[2, 2]], false);
+  assert.ok(below < 2 && above > 2);
+});
+
+test("tables say where a number was not finite", () => {
+  assert.equal(csv(["step", "loss"], [[1, 2, 3], [0.5, null, undefined]]), "step,loss\n1,0.5\n2,nan\n3,\n");
+});

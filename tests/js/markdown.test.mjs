@@ -1,0 +1,75 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { safeLink, toHtml } from "../../static/js/lib/markdown.js";
+
+const ALLOWED = new Set(["p", "br", "hr", "strong", "em", "del", "code", "pre", "blockquote", "ul", "ol", "li", "h3", "h4", "h5",
+                         "h6", "table", "thead", "tbody", "tr", "th", "td", "a"]);
+
+/** Every tag that a browser would find; an unescaped < anywhere else fails too. */
+function tags(html) {
+  assert.ok(!/<(?!\/?[a-z])/i.test(html), html);
+  return [...html.matchAll(/<\/?([a-z][^\s/>]*)([^>]*)>/gi)].map(([, name, attributes]) => ({ name: name.toLowerCase(), attributes }));
+}
+
+function assertHarmless(text) {
+  const html = toHtml(text);
+  for (const { name, attributes } of tags(html)) {
+    assert.ok(ALLOWED.has(name), `${name} in ${html}`);
+    assert.match(attributes, /^(?: href="(?:https?:\/\/|mailto:)[^"<>]*"| start="\d+")? ?\/?$/, html);
+  }
+  return html;
+}
+
+test("what people write in markdown is formatted", () => {
+  assert.equal(toHtml("Hi **you**, _me_ and `x < 1`").trim(), "<p>Hi <strong>you</strong>, <em>me</em> and <code>x &lt; 1</code></p>");
+  assert.equal(toHtml("one\ntwo").trim(), "<p>one<br>two</p>");
+  assert.match(assertHarmless("# Title\n\n- a\n- b\n\n3. c\n\n> q\n\n---\n\n~~no~~"), /<h3>Title<\/h3>[^]*<ul>[^]*<ol start="3">[^]*<blockquote>[^]*<hr>[^]*<del>/);
+  assert.match(assertHarmless("|a|b|\n|-|:-:|\n|**1**|2|"), /<table>[^]*<th>a<\/th>[^]*<td><strong>1<\/strong><\/td>/);
+  assert.match(assertHarmless("```js\nif (a < b && c) {}\n```"), /<pre><code>if \(a &lt; b &amp;&amp; c\) \{\}<\/code><\/pre>/);
+  assert.match(assertHarmless("- [x] done\n- [ ] open"), /☑ [^]*☐ /);
+  assert.equal(toHtml("AT&amp;T &lt;b&gt; & &copy; 5 > 3").trim(), "<p>AT&amp;T &lt;b&gt; &amp; &copy; 5 &gt; 3</p>");
+});
+
+test("links lead only to the web or to mail", () => {
+  assert.equal(toHtml("[a](https://example.org/?x=1&y=2)").trim(),
+    '<p><a href="https://example.org/?x=1&amp;y=2">a</a></p>');
+  assert.match(assertHarmless("see https://example.org. and me@example.org"), /href="https:\/\/example.org\/"[^]*href="mailto:me@example.org"/);
+  for (const bad of ["javascript:alert(1)", " JaVaScRiPt:alert(1)", "java\tscript:alert(1)", "data:text/html,x", "vbscript:x",
+                     "file:///etc/passwd", "/logout", "//evil.example", "blob:https://x", "#top", "", "http:evil", "https://",
+                     "\u0001javascript:alert(1)", "&#106;avascript:alert(1)"]) {
+    assert.equal(safeLink(bad), null, bad);
+    assert.ok(!assertHarmless(`[a](<${bad}>)`).includes("<a"), bad);
+  }
+  assert.equal(safeLink("HTTPS://example.org"), "https://example.org/");
+  assert.ok(!assertHarmless('[a](https://x.example/"onclick="alert(1) "t")').includes('"onclick'));
+});
+
+test("HTML is shown, not used", () => {
+  assert.equal(toHtml("<b>bold</b>").trim(), "<p>&lt;b&gt;bold&lt;/b&gt;</p>");
+  for (const text of ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<!-- x --><svg/onload=alert(1)>",
+                      "<pre><img src=x onerror=alert(1)></pre>", "a <code>*x* <b>", "<style>p{}</style>", "<a href='javascript:x'>y</a>",
+                      "<script>`<img src=x>`</script>", "x <script> <b onclick=1>*a*</b> </script> y", "<![CDATA[<b>]]>", "<?php <b> ?>",
+                      "| <img src=x> | b |\n|-|-|\n| <b> | <svg> |", "# <img src=x>", "- <iframe src=x>", "[<img src=x>](https://a.example)"]) {
+    assertHarmless(text);
+  }
+});
+
+test("images are named, never loaded", () => {
+  assert.equal(toHtml('![a <b> cat](https://evil.example/p.png "t")').trim(),
+    '<p><a href="https://evil.example/p.png">a &lt;b&gt; cat</a></p>');
+  assert.equal(toHtml("![x](data:image/png;base64,AAAA)").trim(), "<p>x</p>");
+  assertHarmless('![x" onerror="alert(1)](y)');
+  assertHarmless("[![x](https://a.example/i.png)](javascript:alert(1))");
+});
+
+test("what is too much or too deep is not formatted, and nothing hangs", () => {
+  assert.equal(toHtml("a".repeat(60_001)), null);
+  assert.equal(toHtml("*a_".repeat(15_000)), null);
+  const began = performance.now();
+  for (const text of [">".repeat(20_000), "[".repeat(20_000), "*a_".repeat(500), "`".repeat(30_000), "- ".repeat(20_000),
+                      "![".repeat(20_000), "<a ".repeat(15_000), "|".repeat(30_000), "[a](".repeat(10_000)]) {
+    const html = toHtml(text);
+    if (html !== null) tags(html);
+  }
+  assert.ok(performance.now() - began < 15_000, `${performance.now() - began} ms`);
+});
