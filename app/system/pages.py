@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -51,5 +51,12 @@ def _tag_labels() -> dict[str, str]:
 @router.get("/patterns")
 def patterns_page(request: Request, user: User) -> Response:
     """Every visual component in every state, for those who work on the pages."""
+    def station(stage: str, state: str | None, **more: Any) -> dict[str, Any]:
+        progress = {"step": 40, "total_steps": 100}
+        run = None if state is None else {"id": state, "name": stage, "state": state, "progress": progress}
+        return {"stage": stage, "run": run, "gate": None, "earlier_tries": 0} | more
+
+    stations = [station("tokenizer", "completed"), station("pretrain", "running", gate={"eval_loss": 2.5}),
+                station("sft", "failed", earlier_tries=2), station("sft", None)]
     return page(request, "pages/patterns.html", run_states=RUN_STATES, job_states=JOB_STATES,
-                dataset_states=("importing", "ready", "failed"))
+                dataset_states=("importing", "ready", "failed"), stations=stations)

@@ -160,3 +160,17 @@ def test_a_hostile_template_ends_soon_and_in_one_sentence(template):
         render_template(template, messages=[])
     assert time.monotonic() - start < 20
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("template", [
+    "{{ ['x' * 8000000] * 15 }}",
+    "{{ [['x' * 4000000, 'y' * 4000000], 'z' * 4000000] }}",
+    "{% set ns = namespace(a=['x' * 8000000]) %}"
+    "{% for i in range(9) %}{% set ns.a = ns.a + ns.a %}{% endfor %}{{ ns.a }}",
+    "{{ {'a': 'x' * 8000000, 'b': 'y' * 8000000} | tojson }}",
+    "{{ (['x' * 100000] * 200) | join }}",
+])
+def test_a_list_weighs_what_is_in_it(template: str) -> None:
+    """One long text put into a list many times takes no memory until somebody prints it."""
+    with pytest.raises(DataError):
+        render_template(template, messages=TALK)

@@ -1,0 +1,110 @@
+"""The page of a run that is being trained: what a reader chose stays while points come; the form for a pipeline."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.pages import Problems
+from tests.browser.test_main_job import steps, wait_until
+from tests.integration.studio import RunningStudio
+
+HOSTILE = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>"
+#: quick steps without an end
+CONFIG = {"preset": "tiny-cpu", "max_steps": 1_000_000, "hidden_size": 32, "num_hidden_layers": 1, "max_seq_len": 64,
+          "sample_interval": 40, "save_interval": 50}
+
+
+@pytest.fixture(scope="module")
+def run(studio: RunningStudio) -> Iterator[dict]:
+    made = studio.client.post("/runs", {"stage": "pretrain", "config": CONFIG, "name": HOSTILE, "notes": HOSTILE})
+    yield made
+    studio.client.post(f"/runs/{made['id']}/cancel")
+
+
+def view_of(page: Page) -> list[float]:
+    return page.evaluate("(({min, max}) => [min, max])(document.querySelector('metric-chart').chart.scales.x)")
+
+
+def test_what_the_reader_chose_stays(page: Page, run: dict) -> None:
+    page.goto(f"/runs/{run['id']}")
+    expect(page.get_by_role("heading", level=1)).to_have_text(HOSTILE)
+    wait_until(lambda: len(steps(page)) > 60)
+    plot = page.locator("metric-chart .u-over").first
+    box = plot.bounding_box()
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] * 0.2, y)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.6, y, steps=4)
+    page.mouse.up()
+    expect(page).to_have_url(re.compile(r"from=.*to="))
+    wait_until(lambda: page.evaluate("!document.querySelector('run-charts').feed.isLoading"))
+    zoomed = view_of(page)
+    before = page.locator(".facts.big dd").first.inner_text()
+    wait_until(lambda: page.locator(".facts.big dd").first.inner_text() != before)
+    assert view_of(page) == zoomed and zoomed[0] > 1, "a new point moved the view"
+
+    page.reload()
+    wait_until(lambda: len(steps(page)) > 0 and view_of(page) == zoomed)
+    page.get_by_role("button", name="Log scale").click()
+    expect(page).to_have_url(re.compile(r"log=1"))
+    page.get_by_role("button", name="Whole run").click()
+    expect(page).not_to_have_url(re.compile(r"from="))
+    wait_until(lambda: steps(page)[:1] == [1])
+    page.get_by_label("Horizontal axis").select_option("tokens")
+    expect(page).to_have_url(re.compile(r"x=tokens"))
+    page.get_by_label("Horizontal axis").select_option("step")
+
+
+def test_the_chart_has_words_a_keyboard_and_a_table(page: Page, run: dict) -> None:
+    page.goto(f"/runs/{run['id']}?smooth=0")
+    wait_until(lambda: len(steps(page)) > 60)
+    chart = page.locator("metric-chart").first
+    chart.locator(".chart-plot").focus()
+    page.keyboard.press("Home")
+    expect(chart.locator(".chart-values")).to_contain_text("Step 1:")
+    page.keyboard.press("ArrowRight")
+    expect(chart.locator("[aria-live]")).to_contain_text("Step 2:")
+    chart.get_by_text("Numbers").click()
+    expect(chart.get_by_role("columnheader", name="training loss")).to_be_visible()
+    with page.expect_download() as download:
+        chart.get_by_role("button", name="CSV").click()
+    rows = download.value.path().read_text().splitlines()
+    assert rows[0] == "Step,each step,training loss,held-out loss" and rows[1].startswith("1,")
+
+
+def test_samples_and_dialogs(page: Page, run: dict) -> None:
+    page.goto(f"/runs/{run['id']}")
+    expect(page.locator("sample-timeline dd")).to_have_count(3, timeout=30_000)
+    page.get_by_role("button", name="Edit").click()
+    page.get_by_label("Name", exact=True).fill("renamed")
+    page.get_by_label("Tags").fill("first, second")
+    page.get_by_role("dialog").get_by_role("button", name="Save").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("renamed")
+    expect(page.locator(".page-head .tag")).to_have_text(["first", "second"])
+    page.get_by_role("button", name="Cancel").click()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+def test_a_pipeline_of_ones_own(page: Page, problems: Problems, studio: RunningStudio) -> None:
+    problems.allow("status of 422")
+    page.goto("/pipelines/new")
+    page.get_by_label("Name").fill("mine")
+    first = page.locator(".station-forms > li").first
+    first.get_by_label("Minutes of training").fill("-1")
+    page.get_by_role("button", name="Start the pipeline").click()
+    expect(first.get_by_label("Minutes of training")).to_have_attribute("aria-invalid", "true")
+    expect(first.get_by_label("Minutes of training")).to_be_focused()
+    first.get_by_label("Minutes of training").fill("0.5")
+    page.get_by_role("button", name="Add a stage").click()
+    page.locator(".station-forms > li").nth(2).get_by_role("button", name="Remove").click()
+    page.get_by_role("button", name="Start the pipeline").click()
+    page.wait_for_url(re.compile(r"/pipelines/(?!new)"))
+    expect(page.get_by_role("heading", name="mine")).to_be_visible()
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel the pipeline").click()
+    expect(page.locator(".page-head .state")).to_have_text("cancelled")
