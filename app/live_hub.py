@@ -15,7 +15,7 @@ from typing import Any
 
 import redis.asyncio
 from redis.exceptions import RedisError
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
@@ -24,7 +24,7 @@ from app.core.db import Session, reading
 from app.core.errors import AppError
 from app.core.logging import get_logger
 from app.core.models import Installation, Pipeline, Run
-from app.core.rest import Paging
+from app.core.rest import Paging, rfc3339
 from app.core.settings import get_settings
 from app.core.tasks import end
 from app.pipelines.service import get_pipeline, shown
@@ -264,7 +264,9 @@ def read_value(topic: str) -> dict[str, Any]:
         if topic == "system":
             return system(session)
         rows, _ = list_runs(session, Paging(limit=RUNS_SHOWN))
-        return {"items": [RunOut.of(r).model_dump(mode="json") for r in rows]}
+        # runs that are older than those shown change too, and pages follow this topic to hear of it
+        changed_at = rfc3339(session.scalar(select(func.max(Run.updated_at))))
+        return {"items": [RunOut.of(r).model_dump(mode="json") for r in rows], "changed_at": changed_at}
 
 
 def mark_of(value: dict[str, Any]) -> int:

@@ -132,17 +132,18 @@ def preview_dataset(id: str, limit: Annotated[int, Query(ge=1, le=100)] = 20,
         raise Invalid(f"At most {tokens.MAX_ROWS} rows are shown as tokens.", field="limit",
                       hint="Ask for fewer rows, or leave the tokenizer out.")
     else:
-        rows, following = service.preview(dataset, cursor, limit, tokens.TokenView(Tokenizer.load(directory)).fields)
+        view = tokens.TokenView(Tokenizer.load(directory), dataset.layout)
+        rows, following = service.preview(dataset, cursor, limit, view.fields)
     return Page(items=rows, next_cursor=following)
 
 
 @router.get("/{id}/tokens")
-def count_tokens(id: str, tokenizer: Annotated[str, Query(max_length=64)]) -> TokenCount:
+def count_tokens(request: Request, id: str, tokenizer: Annotated[str, Query(max_length=64)]) -> TokenCount:
     """How many tokens one pass over the data has with a tokenizer (its id)."""
     with reading() as session:  # reading a large file must not hold the database
         dataset, row = service.get_dataset(session, id), service.ready_tokenizer(session, tokenizer)
     counted = service.count_tokens(dataset, row)
-    if counted.is_exact:
+    if counted.is_exact and request.scope["identity"].may_write:
         service.keep_count(id, counted.tokens)
     return counted
 

@@ -22,6 +22,7 @@ from app.datasets.schemas import DatasetCreate, PreviewRow, TokenCount, UploadFi
 from minimind.chat_format import encode_conversation
 from minimind.data.layouts import iter_rows
 from minimind.data.starter import LAYOUT_OF_PART
+from minimind.errors import DataError
 from minimind.tokenizer import Tokenizer
 
 log = get_logger(__name__)
@@ -29,11 +30,16 @@ log = get_logger(__name__)
 #: characters of one text that a preview shows, and rows it may skip to get there
 PREVIEW_CHARS = 4000
 MAX_PREVIEW_ROW = 1_000_000
+#: entries of one list or object that a preview shows, and how deep it goes
+PREVIEW_ENTRIES, PREVIEW_DEPTH = 200, 40
+#: by layout, the dialogues of a row; in the other layouts it is one text
+SIDES = {"conversations": ("conversations",), "dpo": ("chosen", "rejected")}
+_READ = ("text", "conversations", "chosen", "rejected")
 #: characters that are counted before the rest is estimated: a second or two of one core
 COUNTED_CHARS = 8_000_000
 #: an upload that nobody has written to for this long has lost its writer
 LEFT_AFTER_S = 24 * 3600.0
-_COUNTED_AT_ONCE = 500
+_COUNTED_AT_ONCE, _CHARS_AT_ONCE = 500, 1_000_000
 
 
 def get_dataset(session: Session, id: str) -> Dataset:
@@ -129,20 +135,26 @@ def preview(dataset: Dataset, after: int, limit: int,
         if number <= after:
             continue
         if len(rows) == limit:
-            return rows, str(after + limit)
+            return rows, str(after + limit) if after + limit <= MAX_PREVIEW_ROW else None
         shown = _shortened(row)
         rows.append(PreviewRow(line=line, row=shown, is_cut=shown != row, **more(line, row)))
     return rows, None
 
 
-def _shortened(value: Any) -> Any:
+def _shortened(value: Any, depth: int = 0) -> Any:
+    if depth > PREVIEW_DEPTH:
+        return "…"
     if isinstance(value, str):
         value = value.encode("utf-8", "replace").decode()  # JSON can say half a surrogate pair; an answer cannot
         return value if len(value) <= PREVIEW_CHARS else value[:PREVIEW_CHARS] + "…"
     if isinstance(value, dict):
-        return {_shortened(k): _shortened(v) for k, v in value.items()}
+        entries = list(value.items())
+        shown = entries[:PREVIEW_ENTRIES]
+        if depth == 0:  # what training reads is shown wherever it stands
+            shown += [(k, v) for k, v in entries[PREVIEW_ENTRIES:] if k in _READ]
+        return {_shortened(k): _shortened(v, depth + 1) for k, v in shown}
     if isinstance(value, list):
-        return [_shortened(v) for v in value]
+        return [_shortened(v, depth + 1) for v in value[:PREVIEW_ENTRIES]]
     return value
 
 
@@ -159,10 +171,11 @@ def count_tokens(dataset: Dataset, row: TokenizerRow) -> TokenCount:
     tokenizer = Tokenizer.load(row.path)
     tokens = chars = rows = 0
     is_exact = True
-    for batch in _batches(iter_rows(_path_of(dataset), dataset.layout)):
-        tokens += _tokens_of(tokenizer, batch)
-        chars += sum(len(str(r)) for r in batch)
+    for batch, size, is_whole in _batches(iter_rows(_path_of(dataset), dataset.layout), dataset.layout):
+        tokens += _tokens_of(tokenizer, dataset.layout, batch)
+        chars += size
         rows += len(batch)
+        is_exact = is_exact and is_whole
         if chars >= COUNTED_CHARS and dataset.rows and rows < dataset.rows:
             is_exact = False
             tokens = round(tokens * dataset.rows / rows)
@@ -178,20 +191,48 @@ def keep_count(dataset_id: str, tokens: int) -> None:
             dataset.tokens = tokens
 
 
-def _batches(rows: Iterator[tuple[int, dict]]) -> Iterator[list[dict]]:
-    batch: list[dict] = []
-    for _, row in rows:
-        batch.append(row)
-        if len(batch) == _COUNTED_AT_ONCE:
-            yield batch
-            batch = []
+#: rows with their lines, their characters, and whether every row is counted whole
+_Batch = tuple[list[tuple[int, dict]], int, bool]
+
+
+def _batches(rows: Iterator[tuple[int, dict]], layout: str) -> Iterator[_Batch]:
+    batch: list[tuple[int, dict]] = []
+    chars, is_whole = 0, True
+    for line, row in rows:
+        size = _chars_of(row, layout)
+        batch.append((line, row))
+        chars += min(size, COUNTED_CHARS)
+        is_whole = is_whole and size <= COUNTED_CHARS
+        if len(batch) == _COUNTED_AT_ONCE or chars >= _CHARS_AT_ONCE:
+            yield batch, chars, is_whole
+            batch, chars, is_whole = [], 0, True
     if batch:
-        yield batch
+        yield batch, chars, is_whole
 
 
-def _tokens_of(tokenizer: Tokenizer, rows: list[dict]) -> int:
-    """As the stages read them: a document ends with one more token, a dialogue has its template around it."""
-    if "text" in rows[0]:
-        return sum(len(ids) + 1 for ids in tokenizer.encode_batch([r["text"] for r in rows]))
-    dialogues = [r[key] for r in rows for key in ("conversations", "chosen", "rejected") if key in r]
-    return sum(len(encode_conversation(tokenizer, messages)[0]) for messages in dialogues)
+def _chars_of(row: dict, layout: str) -> int:
+    if layout not in SIDES:
+        return len(row["text"])
+    return sum(len(str(row[side])) for side in SIDES[layout]) + len(str(row.get("tools") or ""))
+
+
+def _tokens_of(tokenizer: Tokenizer, layout: str, rows: list[tuple[int, dict]]) -> int:
+    """As ``minimind.data.cache.encode_rows`` makes them: a text stands between two control tokens, a dialogue has its
+    template and its tools around it. Of a row that is too long only the beginning is encoded, and scaled."""
+    if layout not in SIDES:
+        return sum(_tokens_of_texts(tokenizer, [row["text"] for _, row in rows]))
+    tokens = 0
+    for line, row in rows:
+        if _chars_of(row, layout) > COUNTED_CHARS:  # a template takes a dialogue whole or not at all
+            tokens += sum(_tokens_of_texts(tokenizer, [str(row[side]) for side in SIDES[layout]]))
+            continue
+        try:
+            tokens += sum(len(encode_conversation(tokenizer, row[s], row.get("tools"))[0]) for s in SIDES[layout])
+        except DataError as error:
+            raise DataError(f"Line {line}: {error.message}", line=line, field=error.field, hint=error.hint) from None
+    return tokens
+
+
+def _tokens_of_texts(tokenizer: Tokenizer, texts: list[str]) -> list[int]:
+    encoded = tokenizer.encode_batch([text[:COUNTED_CHARS] for text in texts])
+    return [round(len(ids) * max(1, len(text) / COUNTED_CHARS)) + 2 for ids, text in zip(encoded, texts, strict=True)]

@@ -15,7 +15,7 @@ from app.core.errors import Invalid
 from app.core.models import Checkpoint
 from app.core.rest import find
 from app.datasets.schemas import PreviewToken
-from app.datasets.service import ready_tokenizer
+from app.datasets.service import SIDES, ready_tokenizer
 from minimind.chat_format import encode_conversation
 from minimind.config import TrainConfig, stage_class
 from minimind.errors import DataError
@@ -63,19 +63,18 @@ def check_stage(stage: str | None, layout: str) -> None:
 
 
 class TokenView:
-    """Shows rows in the words of one tokenizer."""
+    """Shows rows of one layout in the words of one tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, layout: str):
+        self._tokenizer, self._layout = tokenizer, layout
 
     def fields(self, line: int, row: dict) -> dict[str, Any]:
         """``tokens``, ``rejected_tokens`` and ``tokens_cut`` of a preview row. Raises ``DataError``."""
-        if "text" in row:
+        if self._layout not in SIDES:
             sides = [self._text(row["text"])]
         else:
-            names = ("conversations",) if "conversations" in row else ("chosen", "rejected")
             try:
-                sides = [self._dialogue(row[name], row.get("tools")) for name in names]
+                sides = [self._dialogue(row[name], row.get("tools")) for name in SIDES[self._layout]]
             except DataError as error:
                 raise DataError(f"Line {line}: {error.message}", line=line, field=error.field,
                                 hint=error.hint) from None

@@ -16,6 +16,7 @@ from app.core.db import reading
 from app.core.errors import AppError, answer
 from app.core.inference import Reply
 from app.core.models import Checkpoint, Run
+from app.core.rest import is_id
 from app.openai.schemas import ChatRequest, CompletionRequest, SamplingFields
 
 OWNER = "minimind-studio"
@@ -37,6 +38,9 @@ def get_model(model_id: str) -> dict[str, Any]:
 
 def find_checkpoint(model_id: str) -> Checkpoint:
     """The checkpoint of that id, or the latest one of the run of that id. Raises ``AppError`` 404."""
+    if not is_id(model_id):  # nothing else is ever asked of the database
+        raise AppError(404, "model_not_found", "There is no checkpoint or run of this name. GET /v1/models lists the "
+                                               "checkpoints.", "model")
     with reading() as session:
         found = session.get(Checkpoint, model_id)
         if found is not None and found.state == "ready":

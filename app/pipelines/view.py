@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 from app.core import lines
 from app.core.db import Session
-from app.core.models import TERMINAL_STATES, Pipeline, Run
+from app.core.models import TERMINAL_STATES, Dataset, Pipeline, Run
 from app.pipelines.schemas import PipelineOut
 from app.runs.schemas import RunOut
 from app.runs.view import RunView
 from app.runs.view import view as run_view
+
+#: a line that takes this long is not the wizard's
+MANY_MINUTES = 60
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class PipelineView:
     stations: list[Station]
     current: RunView | None
     is_newest_shown: bool
+    #: its data are the starter world, and its time is short
+    is_first_model: bool
 
     @property
     def has_ended(self) -> bool:
@@ -46,7 +51,15 @@ def view(session: Session, pipeline: Pipeline, shown_run: str | None = None) -> 
     newest = _at(runs)
     current = next((r for r in runs if r.id == shown_run), newest)
     return PipelineView(PipelineOut.of(pipeline, runs), state_of(pipeline.state, runs), stations(pipeline, runs),
-                        run_view(session, current) if current is not None else None, current is newest)
+                        run_view(session, current) if current is not None else None, current is newest,
+                        _is_first_model(session, pipeline))
+
+
+def _is_first_model(session: Session, pipeline: Pipeline) -> bool:
+    ids = [stage.get("dataset_id") for stage in pipeline.stages]
+    sources = [d.source.get("kind") for id in ids if id and (d := session.get(Dataset, id)) is not None]
+    minutes = sum(stage["config"].get("max_minutes") or MANY_MINUTES for stage in pipeline.stages)
+    return len(sources) == len(ids) and set(sources) == {"starter"} and minutes < MANY_MINUTES
 
 
 def stations(pipeline: Pipeline, runs: list[Run]) -> list[Station]:

@@ -101,7 +101,8 @@ def stage_form(stage: str, values: Mapping[str, str] | None = None,
     names = [g for g in GROUPS if any(f.group == g for f in rest)]
     names += sorted({f.group for f in rest} - set(GROUPS))
     groups = [Group(g, *titles.get(g, (g.capitalize(), "")), [f for f in rest if f.group == g]) for g in names]
-    return StageForm(stage, described["summary"], described["layouts"], trains, basics, groups)
+    summary = described["summary"]
+    return StageForm(stage, i18n.gettext(summary), described["layouts"], trains, basics, groups)
 
 
 def _field(name: str, schema: dict[str, Any], value: str | None, tokenizers: list[Choice]) -> Field:
@@ -161,8 +162,8 @@ def _limits(schema: dict[str, Any]) -> str:
     if high is not None and high >= MOST_STEPS:
         high = None
     if low is not None and high is not None:
-        return _("%(low)s to %(high)s") % {"low": f"{low:,}", "high": f"{high:,}"}
-    parts = [text % {"limit": f"{limit:,}"} for text, limit in (
+        return _("%(low)s to %(high)s") % {"low": text_of(low), "high": text_of(high)}
+    parts = [text % {"limit": text_of(limit)} for text, limit in (
         (_("at least %(limit)s"), low), (_("more than %(limit)s"), above),
         (_("at most %(limit)s"), high), (_("less than %(limit)s"), below)) if limit is not None]
     return ", ".join(parts)

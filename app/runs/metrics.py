@@ -65,7 +65,9 @@ def metrics(session: Session, run_id: str, *, keys: list[str] | None, x: str, st
         kept = kept[thin(curve.y[kept], points)]
         shown = {"x": along[kept].tolist(), "y": _or_null(curve.y[kept]), "total_points": int(inside.sum())}
         if smooth is not None:
-            shown |= _smooth(curve.y, smooth, kept)
+            # without a point in the range the average has come to the place where the range begins
+            before = 0 if start is None else int((along < start).sum())
+            shown |= _smooth(curve.y, smooth, kept, kept[-1] + 1 if len(kept) else before)
         series[key] = Series(**shown)
     return MetricsOut(x=x, series=series)
 
@@ -74,10 +76,11 @@ def _or_null(y: np.ndarray) -> list[float | None]:
     return [v if math.isfinite(v) else None for v in y.tolist()]
 
 
-def _smooth(y: np.ndarray, weight: float, kept: np.ndarray) -> dict[str, Any]:
-    """The fields of a ``Series`` that smoothing adds, for the shown points ``kept`` of the whole curve ``y``."""
+def _smooth(y: np.ndarray, weight: float, kept: np.ndarray, until: int) -> dict[str, Any]:
+    """The fields of a ``Series`` that smoothing adds: for the shown points ``kept`` of the whole curve ``y``, and for
+    who goes on with the average behind its first ``until`` points."""
     mean = smoothed(y, weight)
-    seen = mean[:kept[-1] + 1] if len(kept) else mean[:0]
+    seen = mean[:until]
     seen = seen[np.isfinite(seen)]
     return {"smooth": _or_null(mean[kept]), "smooth_points": len(seen),
             "smooth_last": float(seen[-1]) if len(seen) else None}

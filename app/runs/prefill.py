@@ -23,7 +23,9 @@ from minimind.config import STAGES
 DEFAULT_STAGE = "pretrain"
 #: the newest of each that a list offers; a linked older one is added
 OFFERED = 300
-MAX_CHARS, MAX_NOTES_CHARS = 500, 20_000
+MAX_CHARS, MAX_CHARS_OF = 500, {"notes": 20_000, "tags": 1200}
+#: notes longer than this (as scripts count) do not stand in the address that the form keeps: run-config.js
+LONGEST_NOTES = 1000
 #: parameters of the address that are no options of the stage
 PLACES = ("stage", "name", "dataset_id", "base_checkpoint_id", "devices", "ranks", "priority", "tags", "notes",
           "budget", "clone", "edited", "part")
@@ -56,11 +58,13 @@ class NewRun:
 
 def new_run(session: Session, query: Mapping[str, str]) -> NewRun:
     """Read the address. ``clone`` fills in another run's values, unless ``edited`` says that the address has them."""
-    asked = {key: _clean(value, MAX_NOTES_CHARS if key == "notes" else MAX_CHARS) for key, value in query.items()}
+    asked = {key: _clean(value, MAX_CHARS_OF.get(key, MAX_CHARS)) for key, value in query.items()}
     said: list[str] = []
     original = _original(session, asked, said)
     if original is not None and not asked.get("edited"):
         asked = _values_of(original) | asked
+    elif original is not None and "notes" not in asked and _script_length(original.notes) > LONGEST_NOTES:
+        asked["notes"] = original.notes
     stage = asked.get("stage") or DEFAULT_STAGE
     if stage not in STAGES:
         said.append(_("There is no stage %(name)s; this is %(stage)s.") % {
@@ -85,6 +89,10 @@ def new_run(session: Session, query: Mapping[str, str]) -> NewRun:
 
 def _clean(text: str, most: int) -> str:
     return "".join(c for c in text if c in "\n\t" or (ord(c) >= 32 and ord(c) != 127))[:most].strip()
+
+
+def _script_length(text: str) -> int:
+    return len(text.encode("utf-16-le", "surrogatepass")) // 2
 
 
 def _quoted(text: str) -> str:

@@ -236,11 +236,23 @@ def _check_text(row: dict) -> None:
 
 def _check_conversations(row: dict) -> None:
     _check_messages(_required(row, "conversations", list, SHAPES["conversations"]), "conversations")
+    _check_tools(row)
 
 
 def _check_dpo(row: dict) -> None:
     for name in ("chosen", "rejected"):
         _check_messages(_required(row, name, list, SHAPES["dpo"]), name)
+    _check_tools(row)
+
+
+def _check_tools(row: dict) -> None:
+    """``tools`` beside the messages: a list, or the JSON text of one."""
+    value = row.get("tools")
+    if value == "" or (value and not isinstance(value, str | list | dict)):
+        raise DataError("tools is not a JSON list of objects.", field="tools",
+                        hint="Leave tools out where there are none.")
+    if isinstance(value, str):
+        _json_list(value, "tools", "tools")
 
 
 def _check_messages(messages: list, name: str) -> None:
@@ -266,7 +278,12 @@ def _check_messages(messages: list, name: str) -> None:
         if role == "user" and not content.strip():
             raise DataError(f"{where}.content is empty.", field=f"{where}.content",
                             hint="Remove the row or give the message text.")
-        _check_json_list(message, "tool_calls", where)
+        for number, call in enumerate(_check_json_list(message, "tool_calls", where)):
+            called = call.get("function") or call
+            missing = [key for key in ("name", "arguments") if not isinstance(called, dict) or key not in called]
+            if missing and role == "assistant":  # nobody else's calls are read
+                raise DataError(f"{where}.tool_calls[{number}] has no {missing[0]}.", field=f"{where}.tool_calls",
+                                hint='Write a call as {"name": ..., "arguments": {...}}.')
         _check_json_list(message, "tools", where)
         if not isinstance(message.get("reasoning_content", ""), str | None):
             raise DataError(f"{where}.reasoning_content is {_kind(message['reasoning_content'])}, not text.",
@@ -276,19 +293,22 @@ def _check_messages(messages: list, name: str) -> None:
                         hint="Without an answer there is nothing to learn.")
 
 
-def _check_json_list(message: dict, name: str, where: str) -> None:
+def _check_json_list(message: dict, name: str, where: str) -> list[dict]:
     """``tools`` and ``tool_calls`` are lists of objects, or JSON texts of such lists."""
     value: Any = message.get(name)
-    if not value:
-        return
+    return _json_list(value, name, f"{where}.{name}") if value else []
+
+
+def _json_list(value: Any, name: str, where: str) -> list[dict]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
             value = None
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise DataError(f"{where}.{name} is not a JSON list of objects.", field=f"{where}.{name}",
+        raise DataError(f"{where} is not a JSON list of objects.", field=where,
                         hint=f"Leave {name} out where there are none.")
+    return value
 
 
 def _required(row: dict, name: str, kind: type, shape: str) -> Any:

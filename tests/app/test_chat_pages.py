@@ -49,6 +49,7 @@ def pressed(page: Reader) -> str:
 
 def test_without_a_model_it_leads_to_the_first_one(api: Api) -> None:
     page = show(api.browser())
+    assert "chat-notices" in [tag for tag, _ in page.tags], "a failed renaming is said here too"
     assert "/start" in [a.get("href") for _, a in page.tags if a.get("class") == "button primary"]
     assert view_of(page) == {"conversation": None, "checkpoints": [], "checkpoint_id": None}
     assert not [a for _, a in page.tags if a.get("id") == "chat-text"]

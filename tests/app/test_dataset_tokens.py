@@ -9,7 +9,7 @@ import pytest
 
 from app.core.db import now, transaction
 from app.core.models import Checkpoint, TokenizerRow
-from app.datasets import tokens
+from app.datasets import service, tokens
 from minimind.data.cache import encode_rows
 from minimind.data.layouts import iter_rows
 from minimind.tokenizer import CONFIG_FILE, EOS, Tokenizer
@@ -166,7 +166,51 @@ def test_the_view_reads_what_the_file_holds(api: Api, words: Tokenizer, tmp_path
     path = tmp_path / "x.jsonl"
     path.write_bytes(rb'{"text": "a\ud800b"}' + b"\n")
     ((line, row),) = iter_rows(path, "text")
-    fields = tokens.TokenView(words).fields(line, row)
+    fields = tokens.TokenView(words, "text").fields(line, row)
     ids, *_ = encode_rows(words, "text", [(1, row)])
     assert [t.id for t in fields["tokens"]] == ids.tolist()
     assert "".join(t.text for t in fields["tokens"]) == "<|im_start|>a\ufffdb<|im_end|>"
+
+
+TOOLS = [{"type": "function", "function": {"name": "tides", "parameters": {"type": "object"}}}]
+
+
+def test_the_layout_says_what_is_read(api: Api, words: Tokenizer) -> None:
+    """Not the keys: a row may have those of another layout too."""
+    talk = {"conversations": DIALOGUES[0], "text": None, "chosen": 1, "tools": TOOLS}
+    id = data(api, talk, {**talk, "text": "x"}, layout="conversations")
+    for row in shown(api, id, tokenizer="words"):
+        is_as_trained(row["tokens"], words, "conversations", talk)
+    text = data(api, {"conversations": None, "text": "x", "chosen": []}, layout="text")
+    is_as_trained(shown(api, text, tokenizer="words")[0]["tokens"], words, "text", {"text": "x"})
+    assert api.get(f"/datasets/{text}/tokens", tokenizer="words").json()["tokens"] == 3
+
+
+@pytest.mark.parametrize("layout", ["text", "conversations", "txt"])
+def test_all_tokens_are_those_that_training_reads(api: Api, words: Tokenizer, layout: str) -> None:
+    if layout == "conversations":
+        id = data(api, *({"conversations": d, "text": None, "tools": TOOLS} for d in DIALOGUES), layout=layout)
+    elif layout == "text":
+        id = data(api, *({"text": t} for t in TEXTS))
+    else:
+        id = imported(api, "One\nand a half.\n\nTwo 船.".encode(), layout=layout)["id"]
+    path = next(p for p in (api.data_dir / "datasets" / id).rglob("*") if p.suffix in (".jsonl", ".txt"))
+    ids, *_ = encode_rows(words, layout, list(iter_rows(path, layout)))
+    viewer = api.as_role("guest", "viewer").get(f"/api/v1/datasets/{id}/tokens", params={"tokenizer": "words"})
+    assert viewer.json()["tokens"] == len(ids) and api.get(f"/datasets/{id}").json()["tokens"] is None
+    counted = api.get(f"/datasets/{id}/tokens", tokenizer="words").json()
+    assert counted["tokens"] == len(ids) and counted["is_exact"]
+    assert api.get(f"/datasets/{id}").json()["tokens"] == len(ids)
+
+
+def test_counting_is_bounded(api: Api, words: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_CHARS_AT_ONCE", 100)
+    rows = [(n, {"text": "x" * size}) for n, size in enumerate([40, 70, 10, 200, 5])]
+    assert [len(batch) for batch, *_ in service._batches(iter(rows), "text")] == [2, 2, 1]
+    monkeypatch.setattr(service, "COUNTED_CHARS", 1000)
+    text, talk = {"text": "The ferry. " * 400}, {"conversations": [
+        {"role": "user", "content": "why? " * 600}, DIALOGUES[0][2]]}
+    for layout, row in (("text", text), ("conversations", talk)):
+        counted = api.get(f"/datasets/{data(api, row, layout=layout)}/tokens", tokenizer="words").json()
+        exact = len(encode_rows(words, layout, [(1, row)])[0])
+        assert not counted["is_exact"] and abs(counted["tokens"] - exact) < 0.1 * exact

@@ -252,7 +252,7 @@ def test_preview_and_tokens(api: Api) -> None:
     assert tokenizer["state"] == "ready", tokenizer
     counted = api.get(f"/datasets/{dataset['id']}/tokens", tokenizer=tokenizer["id"]).json()
     loaded = Tokenizer.load(api.data_dir / "tokenizers" / tokenizer["id"])
-    assert counted["tokens"] == sum(len(loaded.encode(r["text"])) + 1 for r in rows) and counted["is_exact"]
+    assert counted["tokens"] == sum(len(loaded.encode(r["text"])) + 2 for r in rows) and counted["is_exact"]
     assert api.get(f"/datasets/{dataset['id']}").json()["tokens"] == counted["tokens"]
 
 
@@ -263,18 +263,37 @@ def test_half_a_surrogate_pair_is_shown_as_something_else(api: Api) -> None:
 
 
 def test_a_large_dataset_is_counted_in_part(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.datasets.service.COUNTED_CHARS", 1000)
+    monkeypatch.setattr("app.datasets.service.COUNTED_CHARS", 500)
     monkeypatch.setattr("app.datasets.service._COUNTED_AT_ONCE", 5)
     dataset = imported(api, ROWS)
     tokenizer = api.post("/tokenizers", {"dataset_id": dataset["id"], "vocab_size": 300}).json()
     work_off()
     counted = api.get(f"/datasets/{dataset['id']}/tokens", tokenizer=tokenizer["id"]).json()
     loaded = Tokenizer.load(api.data_dir / "tokenizers" / tokenizer["id"])
-    exact = sum(len(loaded.encode(json.loads(line)["text"])) + 1 for line in ROWS.splitlines())
+    exact = sum(len(loaded.encode(json.loads(line)["text"])) + 2 for line in ROWS.splitlines())
     assert not counted["is_exact"] and abs(counted["tokens"] - exact) < 0.1 * exact
     assert api.get(f"/datasets/{dataset['id']}").json()["tokens"] is None, "an estimate is not kept"
     dialogues = imported(api, b"\n".join([json.dumps(DIALOGUE).encode()] * 3))
     assert api.get(f"/datasets/{dialogues['id']}/tokens", tokenizer=tokenizer["id"]).json()["tokens"] > 30
+
+
+def test_a_row_without_end_is_shown_in_part(api: Api) -> None:
+    deep = json.loads('{"a":' * 300 + "1" + "}" * 300)
+    rows = [{"deep": deep, "text": "a"}, {"text": "b", "many": list(range(300))},
+            {**{f"k{i}": i for i in range(300)}, "text": "c"}, {"text": "d", "many": list(range(200))}]
+    dataset = imported(api, b"\n".join(json.dumps(r).encode() for r in rows))
+    shown = api.get(f"/datasets/{dataset['id']}/preview").json()["items"]
+    assert [r["row"]["text"] for r in shown] == list("abcd") and [r["is_cut"] for r in shown] == [True] * 3 + [False]
+    assert "…" in json.dumps(shown[0]["row"], ensure_ascii=False)
+    assert (len(shown[1]["row"]["many"]), len(shown[2]["row"])) == (200, 201)
+
+
+def test_the_last_page_that_a_cursor_reaches_is_the_last(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.datasets.service.MAX_PREVIEW_ROW", 5)
+    dataset = imported(api, ROWS)
+    path = f"/datasets/{dataset['id']}/preview"
+    assert api.get(path, limit=5).json()["next_cursor"] == "5"
+    assert api.get(path, limit=5, cursor=5).json()["next_cursor"] is None
 
 
 def test_what_is_used_stays(api: Api) -> None:

@@ -130,6 +130,17 @@ def test_a_link_can_say_every_option(api: Api, stage: str) -> None:
     assert {name: value(shown, name) for name in wanted} == wanted
 
 
+def test_long_texts_of_a_link_are_kept(api: Api) -> None:
+    tags, notes = ",".join(f"tag-{n:04}" for n in range(110)), "n" * 3000
+    page = form(api, f"?tags={tags}&notes={notes}")
+    assert (value(page, "tags"), value(page, "notes")) == (tags, notes)
+
+
+def test_limits_are_numbers_as_one_types_them() -> None:
+    for stage in STAGES:
+        assert not any("," in part for f in stage_form(stage).fields for part in f.limits.split(", ")), stage
+
+
 def test_an_option_never_has_the_name_of_something_else() -> None:
     for stage in STAGES:
         assert not set(stage_schema(stage)["schema"]["properties"]) & set(PLACES)
@@ -197,6 +208,12 @@ def test_a_copy_has_the_values_of_its_original(api: Api) -> None:
     edited = form(api, f"?clone={run['id']}&edited=1&grad_clip=2")
     assert (value(edited, "grad_clip"), value(edited, "preset"), value(edited, "name")) == ("2", "auto", "")
     assert edited.all("run-form")[0].attributes["data-clone"] == run["id"]
+    foxes = new_run(api, notes="🦊" * 600)["id"]  # two of a script's characters each
+    assert value(form(api, f"?clone={foxes}&edited=1"), "notes") == "🦊" * 600
+    long = new_run(api, notes="why " * 500)["id"]
+    assert value(form(api, f"?clone={long}&edited=1"), "notes").strip() == ("why " * 500).strip()
+    assert value(form(api, f"?clone={long}&edited=1&notes="), "notes") == "", "they were taken away"
+    assert value(form(api, f"?clone={run['id']}&edited=1"), "notes") == "", "short ones stand in the address"
     both = new_run(api, config={"max_steps": 5, "max_minutes": 1})
     assert value(form(api, f"?clone={both['id']}"), "budget") == "both"
 

@@ -140,6 +140,7 @@ def test_a_talk(chat: Page, studio: RunningStudio) -> None:
 
     page.evaluate("window.answer = '<think>Let me see.</think>Another one.'")
     page.get_by_role("button", name="Answer again").click()
+    expect(page.get_by_role("button", name="Stop")).to_be_focused()
     expect(answers(page).nth(1)).to_contain_text("Another one.")
     finished(page, 2)
     assert [m["role"] for m in asked(page)["body"]["messages"]] == ["user", "assistant", "user"]
@@ -162,6 +163,8 @@ def test_settings_title_and_deletion(chat: Page, studio: RunningStudio) -> None:
     page.get_by_label("Temperature").fill("3")
     page.get_by_label("Seed").fill("7")
     expect(page.get_by_text("less than or equal to 2")).to_be_visible()
+    page.get_by_role("button", name="Done").click()
+    expect(page.get_by_label("Temperature")).to_be_focused()  # what is wrong keeps the dialog open
     page.get_by_label("Temperature").fill("0")
     page.get_by_label("System prompt").fill("Be kind.")
     assert not axe(page), "\n".join(axe(page))
@@ -200,6 +203,13 @@ def test_a_model_that_only_continues_text(chat: Page) -> None:
     expect(answers(page)).to_contain_text("was **a** fox.  was **a** fox.", use_inner_text=False)
     finished(page, 1)
     assert asked(page)["body"]["prompt"] == "Once upon a time there was **a** fox. "
+    page.evaluate("() => { window.model = window.fetch; window.fetch = () => Promise.reject(new TypeError('away')) }")
+    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Try again").wait_for()
+    page.evaluate("() => { window.fetch = window.model; window.answer = 'The end.' }")
+    page.get_by_role("button", name="Try again").click()  # what was there stays
+    expect(answers(page)).to_contain_text("was **a** fox.  was **a** fox. The end.", use_inner_text=False)
+    finished(page, 1)
     page.get_by_role("button", name="Chat", exact=True).click()
     ask(page, "And you?")
     finished(page, 2)
@@ -262,7 +272,13 @@ def test_two_tabs(chat: Page, context: BrowserContext, problems: Problems, studi
     chat.get_by_role("button", name="Keep mine").click()
     finished(chat, 3)
     expect(chat.get_by_text("This conversation was changed in another tab.")).to_be_hidden()
+    other.get_by_role("button", name="Edit this message").first.click()
+    other.get_by_role("textbox", name="Edit this message").fill("half a thought")
     other.evaluate("dispatchEvent(new Event('focus'))")  # looked at again
+    other.wait_for_timeout(300)
+    expect(other.get_by_role("textbox", name="Edit this message")).to_have_value("half a thought")
+    other.keyboard.press("Escape")
+    other.evaluate("dispatchEvent(new Event('focus'))")
     expect(other.locator(".message.user .said").nth(2)).to_have_text("No, mine")
 
 

@@ -80,6 +80,56 @@ def test_problems_stand_beside_their_fields(page: Page, problems: Problems) -> N
     expect(page.locator("#option-hidden_size")).not_to_have_attribute("aria-invalid", "true")
 
 
+def test_a_switch_of_the_stage_is_whole(page: Page) -> None:
+    """Nothing of the old stage is sent meanwhile, and long notes outlive it."""
+    page.goto("/runs/new?stage=pretrain&preset=tiny-cpu&max_steps=3")
+    settle(page)
+    tags, notes = ",".join(f"{n:02}-{'tag' * 10}" for n in range(18)), "why " * 500
+    page.locator("#place-tags").evaluate("(input, text) => { input.value = text; }", tags)
+    page.locator("#place-notes").evaluate("(input, text) => { input.value = text; }", notes)
+    waiting: list[Route] = []
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
+    page.route("**/runs/new?*part=stage*", lambda route: waiting.append(route))
+    page.get_by_role("radio", name="Fine-tuning").check()
+    parts = page.locator("[data-stage-part]")
+    assert parts.evaluate_all("all => all.map((part) => part.inert)") == [True, True]
+    page.locator("#place-name").fill("meanwhile")
+    page.locator("run-form [type=submit]").click()
+    page.wait_for_timeout(400)
+    assert waiting and not sent
+    waiting[0].continue_()
+    expect(page.locator("preflight-card")).not_to_have_attribute("aria-busy", "true")
+    assert parts.evaluate_all("all => all.map((part) => part.inert)") == [False, False]
+    body = json.loads(page.locator("#same-body").text_content())
+    assert (body["stage"], body["name"], body["notes"], ",".join(body["tags"])) == (
+        "sft", "meanwhile", notes.strip(), tags)
+    waiting.clear()
+    page.get_by_role("radio", name="Pretraining").check()
+    page.wait_for_function("document.querySelector('[data-stage-part]').inert")
+    page.wait_for_timeout(100)
+    waiting[0].fulfill(status=200, content_type="text/html", body="<p>Some other page</p>")
+    expect(page.locator("[data-failure]")).to_contain_text("could not be loaded")
+    expect(page.get_by_role("radio", name="Fine-tuning")).to_be_checked()
+    assert parts.evaluate_all("all => all.map((part) => part.inert)") == [False, False]
+
+
+def test_an_answer_to_an_old_question_is_not_shown(page: Page) -> None:
+    page.goto("/runs/new?stage=pretrain&preset=tiny-cpu&max_steps=3")
+    settle(page)
+    held: list[Route] = []
+    page.route("**/api/v1/preflight", lambda route: held.append(route) if not held else route.continue_())
+    steps = page.get_by_role("textbox", name="Steps --max_steps")
+    steps.fill("60")
+    page.wait_for_timeout(400)
+    steps.fill("70")  # aborts the question: its answer comes to nobody
+    held[0].fulfill(status=500, body="{}")
+    page.wait_for_timeout(50)
+    assert page.locator("preflight-card").get_attribute("aria-busy") == "true"
+    settle(page)
+    assert number(page, "total_steps") == "70"
+
+
 def test_a_run_is_queued_once_and_copied(page: Page, problems: Problems) -> None:
     problems.allow("status of 50[37]")
     page.goto("/runs/new?stage=pretrain&preset=tiny-cpu&max_steps=3&name=<b>first</b>&seed=7")

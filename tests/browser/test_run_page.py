@@ -90,6 +90,25 @@ def test_samples_and_dialogs(page: Page, run: dict) -> None:
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 
+def test_what_belongs_to_scripts_outlives_every_change_of_state(page: Page, run: dict) -> None:
+    """Notices come and go above charts, samples and log; these must not be made anew, nor lose what was chosen."""
+    page.goto(f"/runs/{run['id']}")
+    wait_until(lambda: len(steps(page)) > 0)
+    parts = ["run-charts", "sample-timeline", "log-tail"]
+    for part in parts:
+        page.evaluate("part => { document.querySelector(part).isOld = true; }", part)
+    page.get_by_role("button", name="Pause").click()
+    resume = page.get_by_role("button", name="Resume")
+    expect(resume).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("Paused: everything is saved")).to_be_visible()
+    expect(resume).to_be_focused()
+    resume.press("Enter")
+    expect(page.get_by_role("button", name="Pause")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("Paused: everything is saved")).to_be_hidden()
+    expect(page.locator(".page-head .state")).to_have_text("running", timeout=30_000)
+    assert [page.evaluate("part => document.querySelector(part).isOld === true", part) for part in parts] == [True] * 3
+
+
 def test_a_pipeline_of_ones_own(page: Page, problems: Problems, studio: RunningStudio) -> None:
     problems.allow("status of 422")
     page.goto("/pipelines/new")

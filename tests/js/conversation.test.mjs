@@ -111,6 +111,7 @@ function world({ id = null, messages = [] } = {}) {
       });
     },
     async load() {
+      await w.hold;
       return structuredClone(w.row);
     },
   };
@@ -292,6 +293,72 @@ test("a page that is looked at again shows what another tab has kept meanwhile",
   assert.equal(gone.keeper.state, "gone");
 });
 
+test("another tab's version is not taken while something is being written, also where that began meanwhile", async () => {
+  const w = world({ id: "c", messages: [user("a")] });
+  Object.assign(w.row, { version: 2, messages: [user("theirs")] });
+  assert.equal(await w.keeper.refresh(() => true), null);
+  let isAtWork = false;
+  let release;
+  w.hold = new Promise((resolve) => (release = resolve));
+  const looking = w.keeper.refresh(() => isAtWork);
+  isAtWork = true;
+  release();
+  assert.equal(await looking, null);
+  assert.equal(w.keeper.version, 1, "so that a save finds the conflict");
+  isAtWork = false;
+  assert.equal((await w.keeper.refresh(() => isAtWork)).messages[0].content, "theirs");
+});
+
+test("what the page shows grows; what is known of the server does not", async () => {
+  const w = world({ id: "c", messages: [user("a")] });
+  Object.assign(w.row, { version: 2, messages: [user("theirs")] });
+  w.messages = (await w.keeper.refresh()).messages;
+  Object.assign(w.row, { version: 3, title: "Renamed" });
+  w.messages.push(user("on"));
+  await w.keeper.now();
+  await w.pass(0);
+  assert.deepEqual([w.keeper.state, w.row.messages.length], ["kept", 2]);
+  const known = { id: "c", version: 1, checkpoint_id: "other", system: "s", sampling: { seed: 1 }, messages: [user("a")] };
+  const keeper = new Keeper({ id: "c", version: 1, known, body: () => ({ messages: [] }) });
+  known.messages.push(user("b"));
+  assert.deepEqual([keeper.sent[0].system, keeper.sent[0].messages.length], ["s", 1]);
+});
+
+test("a title that was refused is given up by saving now", async () => {
+  const w = world({ id: "c", messages: [user("a")] });
+  w.fail = Object.assign(new Error("too long"), { status: 422 });
+  await w.keeper.rename("x");
+  assert.equal(w.keeper.state, "failed");
+  await w.keeper.retry();
+  assert.deepEqual([w.keeper.state, w.keeper.error, w.requests.length], ["kept", null, 1]);
+});
+
+test("a save that hangs has failed and is tried again", async () => {
+  const w = world({ id: "c", messages: [user("a")] });
+  w.fail = new DOMException("signal timed out", "TimeoutError");
+  w.messages.push(user("b"));
+  await w.keeper.now();
+  assert.ok(w.requests[0].signal instanceof AbortSignal);
+  assert.deepEqual([w.keeper.state, w.keeper.error.message], ["failed", "The studio does not answer."]);
+  w.fail = null;
+  await w.pass(TRY_AGAIN_MS);
+  assert.deepEqual([w.keeper.state, w.row.messages.length], ["kept", 2]);
+});
+
+test("a page that is left overwrites no other tab's version", async () => {
+  const w = world({ id: "c", messages: [user("a")] });
+  let release;
+  w.hold = new Promise((resolve) => (release = resolve));
+  w.messages.push(user("b"));
+  const saving = w.keeper.now();
+  w.messages.push(user("c"));
+  w.keeper.soon();
+  w.keeper.leave();
+  assert.deepEqual(w.requests.map((request) => request.version), [1, 1]);
+  release();
+  await saving;
+});
+
 test("a conversation that was deleted elsewhere comes back only if wanted", async () => {
   const w = world({ id: "c", messages: [user("a")] });
   w.row = null;
@@ -300,8 +367,9 @@ test("a conversation that was deleted elsewhere comes back only if wanted", asyn
   await w.keeper.now();
   w.keeper.leave();
   assert.equal(w.requests.length, 1);
-  await w.keeper.keepAgain();
-  assert.equal(w.keeper.id, "c0");
+  await w.keeper.keepAgain("Its title");
+  await w.pass(SAVE_EVERY_MS);
+  assert.deepEqual([w.keeper.id, w.row.title, w.keeper.title, w.requests.length], ["c0", "Its title", null, 2]);
   assert.deepEqual(w.row.messages.map((m) => m.content), ["a"]);
   w.keeper.end();
   await w.keeper.now();

@@ -27,6 +27,16 @@ test("live points go on exactly where the server's average ended", () => {
   }
 });
 
+test("points before the range that is shown count for the average alone", () => {
+  const values = [4, 3, 2, 5];
+  const whole = plainAverage(values, 0.9);
+  const curve = Curve.of({ x: [], y: [], smooth: [], smooth_points: 2, smooth_last: whole[1], total_points: 0 }, 0.9);
+  curve.skip(values[2]);
+  curve.append(100, values[3]);
+  assert.deepEqual(curve.x, [100]);
+  assert.ok(Math.abs(curve.smooth[0] - whole[3]) < 1e-12);
+});
+
 test("a point that is known already is not added twice", () => {
   const curve = new Curve(0.5);
   assert.ok(curve.append(1, 2));

@@ -195,6 +195,41 @@ test("a topic that cannot be read now is asked for again", () => {
   assert.equal(w.last.sent.filter((m) => m.op === "sub").length, 2);
 });
 
+test("after a night asleep it asks for the present, however late the loss is noticed", () => {
+  const w = world();
+  followed(w);
+  w.last.say({ topic: "run:a", type: "snapshot", seq: 100, data: {} });
+  w.time += 8 * 3_600_000;
+  w.advance(1000); // asks for a sign of life
+  w.advance(1000); // none came
+  w.advance(1500);
+  w.last.open();
+  assert.deepEqual(w.last.sent, [{ op: "sub", topic: "run:a" }]);
+});
+
+test("a quiet connection is asked for a sign of life now and then, so that it is known until when all was heard", () => {
+  const w = world();
+  followed(w);
+  w.last.say({ topic: "run:a", type: "snapshot", seq: 1, data: {} });
+  w.advance(31_500);
+  assert.deepEqual(w.last.sent.at(-1), { op: "ping" });
+  assert.equal(w.socket.state, "live");
+});
+
+test("whoever logs in again in another tab is let in again", async () => {
+  let inside = false;
+  const w = world({ isLoggedIn: async () => inside });
+  followed(w);
+  w.last.drop(4401);
+  w.socket.wake();
+  await Promise.resolve();
+  const before = w.sockets.length;
+  inside = true;
+  w.socket.wake();
+  await new Promise((resolve) => setImmediate(resolve));
+  assert.equal(w.sockets.length, before + 1);
+});
+
 test("who is logged out is told so, and nothing is tried any more", async () => {
   const w = world();
   followed(w);

@@ -63,11 +63,20 @@ test("images are named, never loaded", () => {
 });
 
 test("what is too much or too deep is not formatted, and nothing hangs", () => {
-  assert.equal(toHtml("a".repeat(60_001)), null);
+  assert.equal(toHtml("a".repeat(20_001)), null);
+  for (const text of [`a${" ".repeat(19_000)}b`, `a${"\t".repeat(19_000)}`, "> ".repeat(9000), ">".repeat(50), `so\n${"1. ".repeat(60)}`,
+                      "- > ".repeat(25), "+ 12) ".repeat(25)]) {
+    const began = performance.now();
+    assert.equal(toHtml(text), null, text.slice(0, 20));
+    assert.ok(performance.now() - began < 100, text.slice(0, 20));
+  }
+  assert.match(assertHarmless("> ".repeat(5) + "deep\n\n- a\n  - b"), /deep[^]*<li>b/);
   assert.equal(toHtml("*a_".repeat(15_000)), null);
   const began = performance.now();
-  for (const text of [">".repeat(20_000), "[".repeat(20_000), "*a_".repeat(500), "`".repeat(30_000), "- ".repeat(20_000),
-                      "![".repeat(20_000), "<a ".repeat(15_000), "|".repeat(30_000), "[a](".repeat(10_000)]) {
+  for (const text of [">".repeat(20_000), "[".repeat(20_000), "*a_".repeat(500), "`".repeat(20_000), "- ".repeat(10_000),
+                      "![".repeat(10_000), "<a ".repeat(6500), "|".repeat(20_000), "[a](".repeat(5000), `${"a".repeat(19_999)}@`,
+                      `- a\n${"b\n".repeat(9900)}`, "- a\n".repeat(5000), `${"> ".repeat(49)}a\n`.repeat(200),
+                      `a${" ".repeat(999)}`.repeat(20)]) {
     const html = toHtml(text);
     if (html !== null) tags(html);
   }

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { commandLine, fieldOf, hasIds, isChanged, parsed, query, request } from "../../static/js/lib/run-config.js";
+import { commandLine, fieldOf, hasIds, isChanged, parsed, problemsOf, query, request } from "../../static/js/lib/run-config.js";
 import { gpuMemory, memoryParts, outlook, parameterParts, work } from "../../static/js/lib/run-outlook.js";
 
 const BUDGETS = { passes: ["epochs"], minutes: ["max_minutes"], steps: ["max_steps"], both: ["max_minutes", "max_steps"] };
@@ -96,7 +96,8 @@ test("the address keeps the form, wrong texts too", () => {
   assert.equal(query(state({ max_steps: "60" }), SPECS).get("budget"), "passes", "else it would come back as steps");
   assert.equal(query(state({}, { budget: "minutes" }), SPECS).get("budget"), "minutes");
   const copy = query(state(), SPECS, "r1");
-  assert.deepEqual([copy.get("clone"), copy.get("edited")], ["r1", "1"]);
+  assert.deepEqual([copy.get("clone"), copy.get("edited"), copy.get("notes")], ["r1", "1", ""]);
+  assert.equal(query(state({}, { notes: "x".repeat(2000) }), SPECS, "r1").has("notes"), false, "the original's come back");
   assert.equal(query(state({}, { notes: "x".repeat(2000) }), SPECS).has("notes"), false);
 });
 
@@ -118,6 +119,7 @@ test("problems of the API find their fields", () => {
   assert.equal(fieldOf({ field: "dataset_id" }), "dataset_id");
   assert.equal(fieldOf({ field: "tags.0" }), "tags");
   assert.equal(fieldOf({ field: null }), null);
+  assert.deepEqual(problemsOf({ problems: [], field: "config.seed", message: "No." }), [{ field: "seed", message: "No.", hint: "" }]);
 });
 
 test("the parts of a model are all of it", () => {

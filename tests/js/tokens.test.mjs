@@ -32,6 +32,7 @@ test("tokens of a page are counted on both sides of a pair", () => {
   assert.deepEqual(counted(rows), { tokens: 5, targets: 3 });
   assert.match(countedWords(counted(rows), false), /5 tokens, 3 graded \(60 %\)\.$/);
   assert.match(countedWords(counted(rows), true), /in part\.$/);
+  assert.match(countedWords({ tokens: 20000, targets: 10000 }, false), /20,000 tokens, 10,000 graded/);
   assert.equal(countedWords({ tokens: 0, targets: 0 }), "");
 });
 

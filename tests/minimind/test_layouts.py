@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from minimind.chat_format import encode_conversation
 from minimind.data.layouts import detect_layout, iter_rows, scan
 from minimind.errors import DataError
+from minimind.tokenizer import Tokenizer
 
 GOOD = {
     "text": {"text": "Anna lives in Lisbon."},
@@ -73,6 +75,12 @@ def test_a_directory_is_its_files_in_order(tmp_path):
     ("conversations", json.dumps(talk("x")), "is a JSON text", "conversations[0]"),
     ("conversations", json.dumps(talk(USER, {**ANSWER, "tool_calls": "{"})), "tool_calls is not a JSON list",
      "conversations[1].tool_calls"),
+    ("conversations", json.dumps(talk(USER, {**ANSWER, "tool_calls": [{"a": 1}]})), "tool_calls[0] has no name",
+     "conversations[1].tool_calls"),
+    ("conversations", json.dumps(talk(USER, {**ANSWER, "tool_calls": [{"function": {"name": "f"}}]})),
+     "tool_calls[0] has no arguments", "conversations[1].tool_calls"),
+    ("conversations", json.dumps({**talk(USER, ANSWER), "tools": 5}), "tools is not a JSON list", "tools"),
+    ("conversations", json.dumps({**talk(USER, ANSWER), "tools": "abc"}), "tools is not a JSON list", "tools"),
     ("dpo", json.dumps({"chosen": GOOD["dpo"]["chosen"]}), "rejected is missing", "rejected"),
 ])
 def test_the_first_bad_line_is_named(tmp_path, layout, bad, said, field):
@@ -132,3 +140,25 @@ def test_scan_warns_stops_and_reports(tmp_path):
     assert seen == sorted(seen) and seen[-1] == (path.stat().st_size,) * 2
     assert scan(path, limit=10).rows == 10
     assert scan(path, should_stop=lambda: True).rows == 1000
+
+
+@pytest.mark.parametrize("row", [
+    *({**talk(USER, ANSWER), "tools": tools} for tools in (
+        None, "", 0, 5, True, False, "abc", "[]", "[1]", '{"a": 1}', '[{"a": 1}]', [], {}, {"a": 1}, ["a"], " ")),
+    *(talk(USER, {**ANSWER, "tool_calls": calls}) for calls in (
+        [{"a": 1}], [{"name": "x"}], [{"name": "x", "arguments": {}}], [{"name": None, "arguments": 1}], [],
+        [{"function": {"name": "f", "arguments": "{}"}}], [{"function": {"name": "f"}}], '[{"a": 1}]',
+        [{"function": "f", "name": "x"}], [{"function": None, "name": "x", "arguments": None}])),
+    talk({**USER, "tool_calls": [{"a": 1}]}, ANSWER)], ids=str)
+def test_tools_are_refused_if_and_only_if_training_cannot_read_them(tmp_path, row):
+    tokenizer = Tokenizer.train(["Hi Hello"] * 5, 300)
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps(row))
+    can = []
+    for read in (lambda: scan(path), lambda: encode_conversation(tokenizer, row["conversations"], row.get("tools"))):
+        try:
+            read()
+            can.append(True)
+        except DataError:
+            can.append(False)
+    assert can[0] == can[1]

@@ -28,6 +28,11 @@ class ChatList extends HTMLElement {
     if (this.list.firstElementChild !== item) this.list.prepend(item);
   }
 
+  /** It was deleted. */
+  drop(id) {
+    this.#item(id)?.remove();
+  }
+
   #item(id) {
     return [...this.list.children].find((item) => item.dataset.id === id);
   }

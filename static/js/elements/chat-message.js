@@ -1,5 +1,5 @@
-// <chat-message>: one turn. Its text, how it ended, and what can be done with it. Events: "chat-again", "chat-go-on",
-// "chat-edit" {message, text}.
+// <chat-message>: one turn. Its text, how it ended, and what can be done with it. Events: "chat-again" {isFresh},
+// "chat-go-on", "chat-edit" {message, text}.
 
 import "./copy-button.js";
 import { splitThoughts } from "../lib/conversation.js";
@@ -73,7 +73,7 @@ class ChatMessage extends HTMLElement {
       h("button.button.quiet.tiny", { type: "button", "aria-label": t("Copy this answer") }, t("Copy")));
     const actions = message.content ? [copy] : [];
     if (view.isLast && !view.isReadOnly) {
-      actions.push(this.#button(t("Answer again"), null, () => this.#tell("chat-again")));
+      actions.push(this.#button(t("Answer again"), null, () => this.#tell("chat-again", { isFresh: true })));
       if (view.canGoOn) actions.push(this.#button(t("Go on"), null, () => this.#tell("chat-go-on")));
     }
     return [h("span.small.muted.number", {}, this.#facts().join(" · ")), h("span.message-actions", {}, ...actions)];

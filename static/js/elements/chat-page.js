@@ -7,8 +7,8 @@ import "./chat-notices.js";
 import "./chat-settings.js";
 import "./chat-thread.js";
 import { bindDialogs } from "./chat-dialogs.js";
-import { stayTruthful } from "./chat-truth.js";
-import { get, newKey, patch, post, remove } from "../lib/api.js";
+import { server, stayTruthful } from "./chat-truth.js";
+import { get, newKey } from "../lib/api.js";
 import { chatRequest, Keeper, plainMessage, receive, speakable, suggestions, textRequest } from "../lib/conversation.js";
 import { dataOf, setText } from "../lib/dom.js";
 import { integer } from "../lib/format.js";
@@ -16,7 +16,7 @@ import { t } from "../lib/i18n.js";
 import { completion } from "../lib/sse.js";
 
 const SEEMS_TO_LOAD_MS = 1500;
-const SPOKEN_MS = 5000;
+const isTouched = () => matchMedia("(pointer: coarse)").matches; // there a field with the focus opens the keyboard
 
 class ChatPage extends HTMLElement {
   connectedCallback() {
@@ -24,18 +24,17 @@ class ChatPage extends HTMLElement {
     this.checkpoints = new Map(view.checkpoints.map((checkpoint) => [checkpoint.id, checkpoint]));
     Object.assign(this, { thread: this.querySelector("chat-thread"), composer: this.querySelector("chat-composer"),
                           settings: this.querySelector("chat-settings"), notices: this.querySelector("chat-notices"),
-                          live: null, talk: view.conversation });
+                          live: null, failed: null, talk: view.conversation });
+    this.settings.fill(this.talk?.sampling ?? {}, this.talk?.system ?? "");
     this.messages = view.conversation?.messages ?? [];
     this.keeper = new Keeper({
-      id: this.talk?.id, version: this.talk?.version, newKey, body: () => this.#body(),
+      id: this.talk?.id, version: this.talk?.version, known: this.talk, server, newKey, body: () => this.#body(),
       onState: () => this.thread.holdEnd(() => this.notices?.show(this.keeper)), onKept: (kept) => this.#kept(kept),
-      server: { create: (body, key, options) => post("/conversations", body, { key, ...options }),
-                change: (id, body, options) => patch(`/conversations/${id}`, body, options),
-                load: (id) => get(`/conversations/${id}`) },
     });
-    this.settings.fill(this.talk?.sampling ?? {}, this.talk?.system ?? "");
     bindDialogs(this, { title: () => this.talk?.title ?? "", rename: (title) => this.keeper.rename(title),
                         remove: () => this.#delete() });
+    this.addEventListener("chat-keep", (event) => this.#keep(event.detail.how));
+    stayTruthful(this.keeper, { isBusy: () => this.#isAtWork, show: (theirs) => this.#showVersion(theirs) });
     if (this.composer) this.#start();
     this.#show();
     if (this.messages.length) this.thread.toEnd();
@@ -47,17 +46,21 @@ class ChatPage extends HTMLElement {
     const on = (name, work) => this.addEventListener(name, (event) => work(event.detail));
     on("chat-send", ({ text }) => this.live || this.#say(text));
     on("chat-stop", () => this.controller?.abort());
-    on("chat-again", () => this.#again());
+    on("chat-again", ({ isFresh }) => this.#again(isFresh));
     on("chat-go-on", () => this.#answer({ message: this.messages.at(-1) }));
     on("chat-edit", ({ message, text }) => this.#edit(message, text));
     on("chat-choice", ({ what }) => this.#choose(what));
     on("chat-settings", () => this.#changed());
-    on("chat-keep", ({ how }) => this.#keep(how));
     document.addEventListener("keydown", (event) => {
+      if (event.isComposing || event.keyCode === 229) return; // it takes back a word of an input method
       if (event.key === "Escape" && this.live && !document.querySelector("dialog[open]")) this.controller?.abort();
     });
-    stayTruthful(this.keeper, { isBusy: () => this.live !== null, show: (theirs) => this.#showVersion(theirs) });
-    if (!matchMedia("(pointer: coarse)").matches) this.composer.focus(); // there it would open the keyboard
+    if (!isTouched()) this.composer.focus();
+  }
+
+  /** Another tab's version would take away what is being written. */
+  get #isAtWork() {
+    return this.live !== null || this.querySelector(".edit-message, dialog[open]") !== null;
   }
 
   get #checkpoint() {
@@ -108,6 +111,7 @@ class ChatPage extends HTMLElement {
   }
 
   #say(text) {
+    this.failed = null;
     this.messages.push({ role: "user", content: speakable(text), created_at: new Date().toISOString() });
     this.keeper.now();
     this.#answer({ scroll: true });
@@ -118,8 +122,12 @@ class ChatPage extends HTMLElement {
     this.#say(text);
   }
 
-  #again() {
+  #again(isFresh) {
     if (this.live) return;
+    if (!isFresh && this.failed && this.failed === this.messages.at(-1)) {
+      this.#answer({ message: this.failed });
+      return;
+    }
     const previous = this.messages.at(-1)?.role === "assistant" ? this.messages.pop() : null;
     this.#answer({ previous });
   }
@@ -130,7 +138,8 @@ class ChatPage extends HTMLElement {
    */
   async #answer({ previous = null, message = null, scroll = false }) {
     if (this.live) return;
-    const { mode, model } = this.composer;
+    const { model } = this.composer;
+    const mode = message ? "text" : this.composer.mode; // only a text is gone on with
     const asked = { model, system: this.settings.system, sampling: this.settings.sampling, messages: [...this.messages] };
     const [path, body] = mode === "text" ? ["/v1/completions", textRequest(asked)]
       : ["/v1/chat/completions", chatRequest(asked)];
@@ -149,10 +158,11 @@ class ChatPage extends HTMLElement {
       if (before && answer.content === before.content) Object.assign(answer, before);
       else if (!answer.content) this.messages.splice(this.messages.indexOf(answer), 1, ...(previous ? [previous] : []));
     }
+    this.failed = error && message;
     if (error) this.thread.fail(error);
     this.#show();
     this.keeper.now();
-    this.#speak(error ? "" : answer);
+    this.thread.speak(this.querySelector("[data-spoken]"), error ? null : answer);
   }
 
   #begin(scroll) {
@@ -161,6 +171,7 @@ class ChatPage extends HTMLElement {
     this.waiting = t("Reading your message…");
     this.loading = setTimeout(() => this.thread.wait(t("Waiting for the model. It may have to be loaded first…")), SEEMS_TO_LOAD_MS);
     this.#show();
+    if (document.activeElement === document.body && !isTouched()) this.composer.stop.focus(); // its button went away
     if (scroll) this.thread.toEnd();
   }
 
@@ -173,14 +184,6 @@ class ChatPage extends HTMLElement {
       this.thread.grow();
       this.keeper.soon();
     }
-  }
-
-  /** Finished answers are spoken, once; every token would be noise. */
-  #speak(answer) {
-    const region = this.querySelector("[data-spoken]");
-    region.textContent = !answer ? "" : answer.finish_reason === "cancelled" ? t("Stopped.") : this.thread.spoken(answer);
-    clearTimeout(this.spoken);
-    this.spoken = setTimeout(() => (region.textContent = ""), SPOKEN_MS); // whoever walks the page hears it only once
   }
 
   #choose(what) {
@@ -216,25 +219,27 @@ class ChatPage extends HTMLElement {
   #keep(how) {
     if (how === "retry") this.keeper.retry();
     else if (how === "mine") this.keeper.keepMine();
-    else if (how === "again") this.keeper.keepAgain();
-    else this.#showVersion(this.keeper.takeTheirs());
+    else if (how === "again") {
+      this.querySelector("chat-list").drop(this.talk.id);
+      this.keeper.keepAgain(this.talk.title);
+    } else this.#showVersion(this.keeper.takeTheirs());
   }
 
   /** Another tab's version in place of this one's. */
   #showVersion(theirs) {
     this.controller?.abort();
-    this.live = null;
+    this.live = this.failed = null;
     this.messages = theirs.messages;
     this.thread.fail(null);
     if (this.checkpoints.has(theirs.checkpoint_id)) this.composer.select.value = theirs.checkpoint_id;
-    this.composer.warn(this.#checkpoint.continues_text);
+    this.composer?.warn(this.#checkpoint.continues_text);
     this.settings.fill(theirs.sampling, theirs.system);
     this.#kept(theirs);
     this.#show();
   }
 
   async #delete() {
-    await remove(`/conversations/${this.keeper.id}`);
+    await server.remove(this.keeper.id);
     this.keeper.end();
     this.controller?.abort();
     location.assign("/chat");

@@ -9,7 +9,7 @@ class ChatSettings extends HTMLElement {
     this.form = this.querySelector("form");
     this.addEventListener("change", (event) => {
       event.stopPropagation();
-      if (NUMBERS.includes(event.target.name)) this.#check(event.target);
+      if (NUMBERS.includes(event.target.name) && !this.#check(event.target)) return;
       this.#tell();
     });
     // Enter means "done", a field that is wrong keeps the dialog open
@@ -19,6 +19,8 @@ class ChatSettings extends HTMLElement {
       if (wrong) wrong.focus();
       else this.closest("dialog").close();
     });
+    // closed without "done": what is shown next time is what counts
+    this.closest("dialog").addEventListener("close", () => this.fill(this.sampling, this.system));
     this.querySelector("[data-defaults]").addEventListener("click", () => {
       this.fill({}, "");
       this.#tell();
@@ -26,6 +28,7 @@ class ChatSettings extends HTMLElement {
   }
 
   fill(sampling, system) {
+    this.right = {}; // the last value of each field that was right
     for (const name of NUMBERS) {
       this.#field(name).value = sampling[name] ?? "";
       this.#check(this.#field(name));
@@ -33,10 +36,9 @@ class ChatSettings extends HTMLElement {
     this.#field("system").value = system;
   }
 
-  /** Only what is filled in, and right. */
+  /** Only what is filled in; a field that is wrong counts as it was before. */
   get sampling() {
-    const filled = NUMBERS.map((name) => this.#field(name)).filter((field) => field.value !== "" && field.validity.valid);
-    return Object.fromEntries(filled.map((field) => [field.name, field.valueAsNumber]));
+    return { ...this.right };
   }
 
   get system() {
@@ -53,6 +55,8 @@ class ChatSettings extends HTMLElement {
       : t("This number is too large."));
     said.textContent = field.validity.valid ? "" : field.validationMessage;
     field.setAttribute("aria-invalid", String(!field.validity.valid));
+    if (field.validity.valid && field.value) this.right[field.name] = field.valueAsNumber;
+    else if (field.validity.valid) delete this.right[field.name];
     return field.validity.valid;
   }
 

@@ -1,5 +1,5 @@
 // <chat-thread>: the turns of a conversation, what to begin with where there are none, and what went wrong. Stays at its
-// end while it grows, unless the reader has scrolled up. Events: "chat-send" {text} of a suggestion, "chat-again".
+// end while it grows, unless the reader has scrolled up. Events: "chat-send" {text} of a suggestion, "chat-again" {}.
 
 import "./chat-message.js";
 import { h, throttled } from "../lib/dom.js";
@@ -8,6 +8,7 @@ import { t } from "../lib/i18n.js";
 
 const DRAWN_EVERY_MS = 100;
 const NEAR_END_PX = 80;
+const SPOKEN_MS = 5000;
 const SHARE_OF_DRAWING = 5; // a long answer that takes 50 ms to draw is drawn every 250 ms
 
 class ChatThread extends HTMLElement {
@@ -69,8 +70,15 @@ class ChatThread extends HTMLElement {
     this.restUntil = began + (performance.now() - began) * SHARE_OF_DRAWING;
   }
 
+  /** Finished answers are spoken, once; every token would be noise. Null: nothing to say. */
+  speak(region, answer) {
+    region.textContent = !answer ? "" : answer.finish_reason === "cancelled" ? t("Stopped.") : this.#spoken(answer);
+    clearTimeout(this.speaking);
+    this.speaking = setTimeout(() => (region.textContent = ""), SPOKEN_MS); // whoever walks the page hears it only once
+  }
+
   /** What of an answer is read out: its words without thoughts and marks. */
-  spoken(message) {
+  #spoken(message) {
     const said = this.#views.get(message)?.querySelectorAll(".formatted, .as-is") ?? [];
     return [...said].map((part) => part.textContent).join(" ").slice(0, 1000);
   }

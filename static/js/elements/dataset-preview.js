@@ -99,7 +99,8 @@ class DatasetPreview extends HTMLElement {
   #show(rows, next) {
     this.shownFrom = this.from;
     const { list, pager, place, pageCount } = this.parts;
-    list.replaceChildren(...rows.map((row, index) => rowElement(row, this.from + index + 1, this.#wantsTokens)));
+    list.replaceChildren(...rows.map((row, index) => rowElement(row, this.from + index + 1, this.#wantsTokens,
+                                                              this.getAttribute("layout"))));
     if (this.#wantsTokens) setText(pageCount, countedWords(counted(rows), rows.some((row) => row.tokens_cut)));
     pager.hidden = this.from === 0 && next === null;
     this.querySelector('[data-go="previous"]').disabled = this.from === 0;

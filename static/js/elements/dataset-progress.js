@@ -7,6 +7,7 @@ import { bytes, integer } from "../lib/format.js";
 import { t } from "../lib/i18n.js";
 
 const ASK_EVERY_MS = 1000;
+const HIDDEN_EVERY_MS = 5000;
 const LONG_QUEUED = 8;
 
 class DatasetProgress extends HTMLElement {
@@ -35,9 +36,11 @@ class DatasetProgress extends HTMLElement {
       if (job) this.#show(await get(`/jobs/${job}`));
     } catch (error) {
       if (error.status === 404) return this.#settle(null);
-      setText(this.said, t("The studio does not answer. Trying again; the import goes on by itself."));
+      setText(this.said, error.status === 0 ? t("The studio does not answer. Trying again; the import goes on by itself.")
+        : `${error.message} ${error.hint ?? ""}`.trim());
+      if (error.status === 401) return;
     }
-    if (!this.isOver) this.timer = setTimeout(() => this.#look(), ASK_EVERY_MS);
+    if (!this.isOver) this.timer = setTimeout(() => this.#look(), document.hidden ? HIDDEN_EVERY_MS : ASK_EVERY_MS);
   }
 
   #show({ state, progress }) {

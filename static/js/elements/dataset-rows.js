@@ -6,15 +6,16 @@ import { integer } from "../lib/format.js";
 import { t } from "../lib/i18n.js";
 import "./token-strip.js";
 
-const KNOWN = new Set(["text", "conversations", "chosen", "rejected", "tools"]);
+// by layout, the fields that training reads
+const READ = { text: ["text"], txt: ["text"], conversations: ["conversations", "tools"], dpo: ["chosen", "rejected", "tools"] };
 const ROLES = { system: t("System"), user: t("User"), assistant: t("Assistant"), tool: t("Tool") };
 
-/** A row of GET /datasets/{id}/preview as a list item; `number` is its place in the dataset. */
-export function rowElement(row, number, asTokens) {
+/** A row of GET /datasets/{id}/preview as a list item; `number` is its place in the dataset, whose layout is `layout`. */
+export function rowElement(row, number, asTokens, layout) {
   const head = h("p.preview-head.small.muted", {}, h("strong", {}, t("Row %(number)s", { number: integer(number) })),
                  h("span", {}, t("line %(line)s", { line: integer(row.line) })));
-  const item = h("li.preview-row", {}, head, ...(asTokens && row.tokens ? tokensOf(row) : textOf(row.row)));
-  const others = Object.keys(row.row).filter((key) => !KNOWN.has(key));
+  const item = h("li.preview-row", {}, head, ...(asTokens && row.tokens ? tokensOf(row) : textOf(row.row, layout)));
+  const others = Object.keys(row.row).filter((key) => !READ[layout]?.includes(key));
   if (!asTokens && row.is_cut) item.append(h("p.small.muted", {}, t("Cut here: only the beginning of a long text is shown.")));
   if (!asTokens && others.length) {
     item.append(h("p.small.muted.wrap", {}, t("Fields that training does not use: %(names)s", { names: others.join(", ") })));
@@ -32,9 +33,9 @@ function tokensOf(row) {
   return [pair(strip(row.tokens, t("Tokens of the chosen answer")), strip(row.rejected_tokens, t("Tokens of the rejected answer")))];
 }
 
-function textOf(row) {
-  if (typeof row.text === "string") return [h("p.preview-text", { dir: "auto" }, row.text)];
-  if (Array.isArray(row.conversations)) return row.conversations.map(turn);
+function textOf(row, layout) {
+  if (layout === "text" || layout === "txt") return [h("p.preview-text", { dir: "auto" }, row.text)];
+  if (layout === "conversations") return row.conversations.map(turn);
   return [pair(h("div.stack", {}, ...(row.chosen ?? []).map(turn)), h("div.stack", {}, ...(row.rejected ?? []).map(turn)))];
 }
 

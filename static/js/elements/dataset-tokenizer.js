@@ -10,6 +10,7 @@ import { checkNumbers, clearProblems, problemNotice, showProblems } from "./data
 import { toast, toastError } from "./toast-stack.js";
 
 const ASK_EVERY_MS = 1000;
+const HIDDEN_EVERY_MS = 5000;
 
 class DatasetTokenizer extends HTMLElement {
   connectedCallback() {
@@ -63,9 +64,16 @@ class DatasetTokenizer extends HTMLElement {
         this.#end({ state: "failed", error: { message: t("The tokenizer was deleted.") } });
         return;
       }
-      setText(this.said, t("The studio does not answer. Trying again; the work goes on by itself."));
+      const { status, message, hint = "" } = error;
+      if (status === 401) {
+        this.#end({ state: "failed", error: { message, hint } });
+        return;
+      }
+      setText(this.said, status === 0 ? t("The studio does not answer. Trying again; the work goes on by itself.")
+        : `${message} ${hint}`.trim());
     }
-    this.timer = setTimeout(() => this.#follow({ id, job_id: job }), ASK_EVERY_MS);
+    if (!this.isConnected) return;
+    this.timer = setTimeout(() => this.#follow({ id, job_id: job }), document.hidden ? HIDDEN_EVERY_MS : ASK_EVERY_MS);
   }
 
   #show({ state, progress }) {

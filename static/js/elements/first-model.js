@@ -11,6 +11,8 @@ const WRITE_WITHIN_MS = 300_000;
 class FirstModel extends HTMLElement {
   connectedCallback() {
     this.form = this.querySelector("form");
+    this.keys = new Map();
+    this.form.addEventListener("input", () => this.keys.clear());
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.#start();
@@ -32,7 +34,7 @@ class FirstModel extends HTMLElement {
       const pipeline = await post("/pipelines", {
         name: tn("First model, %(num)s minute", "First model, %(num)s minutes", asked.minutes),
         stages: stagesFor(asked, text, dialogues),
-      }, { key: newKey() });
+      }, { key: this.#key("pipeline") });
       location.assign(`/pipelines/${pipeline.id}`);
     } catch (error) {
       this.#problem(error);
@@ -47,7 +49,7 @@ class FirstModel extends HTMLElement {
     const source = starterSource(part, asked);
     const { items } = await get("/datasets?limit=500");
     let dataset = withSource(items, source);
-    dataset ??= await post("/datasets", { name: t("Starter world: %(part)s", { part }), source }, { key: newKey() });
+    dataset ??= await post("/datasets", { name: t("Starter world: %(part)s", { part }), source }, { key: this.#key(part) });
     const deadline = Date.now() + WRITE_WITHIN_MS;
     while (dataset.state === "importing") {
       if (Date.now() > deadline) throw new Error(t("The starter world is not ready after five minutes. Is a worker running? The system page says more."));
@@ -56,6 +58,12 @@ class FirstModel extends HTMLElement {
     }
     if (dataset.state === "failed") throw new Error(dataset.error?.message || t("The starter world could not be written."));
     return dataset.id;
+  }
+
+  /** One key for as long as the same is asked for: where an answer was lost, a second press starts nothing twice. */
+  #key(name) {
+    if (!this.keys.has(name)) this.keys.set(name, newKey());
+    return this.keys.get(name);
   }
 
   #say(text) {

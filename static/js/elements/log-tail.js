@@ -14,11 +14,16 @@ class LogTail extends RunElement {
   follow() {
     if (!this.lines) this.#build();
     this.rank = 0;
-    this.ranks.value = "0";
+    this.ranks.replaceChildren(h("option", { value: "0" }, t("Rank %(number)s", { number: 0 })));
+    this.ranks.hidden = true;
     this.#clear();
+    if (this.feed.run) this.#offerRanks(this.feed.run);
     const soon = throttled(() => this.#load(), LOOK_AT_MOST_EVERY_MS);
     this.on("any", soon);
-    this.on("state", ({ detail }) => this.#offerRanks(detail));
+    this.on("state", ({ detail }) => {
+      this.#offerRanks(detail);
+      soon(); // also after the studio was away
+    });
     this.on("restart", soon);
     this.#load();
   }
@@ -34,6 +39,7 @@ class LogTail extends RunElement {
   }
 
   #clear() {
+    this.generation = (this.generation ?? 0) + 1;
     this.cursor = null;
     this.attempt = null;
     this.texts = [];
@@ -58,22 +64,24 @@ class LogTail extends RunElement {
 
   async #load() {
     if (this.loading) return;
-    const { feed, rank } = this;
+    const { feed, rank, generation } = this;
     this.loading = true;
+    let isMore = false;
     try {
       for (let page = 0; page < PAGES_AT_ONCE; page++) {
         const query = new URLSearchParams({ rank: String(rank), ...(this.cursor ? { after: this.cursor } : {}) });
         const { items, next_cursor: next } = await get(`/runs/${feed.id}/logs?${query}`);
-        if (this.feed !== feed || this.rank !== rank) return;
+        if (this.generation !== generation) return;
         this.cursor = next;
-        if (!items.length) break;
         this.#append(items);
+        if (!items.length) return;
       }
+      isMore = true;
     } catch (error) {
-      setText(this.note, `${error.message} ${error.hint}`);
+      if (this.generation === generation) setText(this.note, `${error.message} ${error.hint}`);
     } finally {
       this.loading = false;
-      if (this.feed && (this.feed !== feed || this.rank !== rank)) this.#load();
+      if (this.feed && (isMore || this.generation !== generation)) this.#load();
     }
   }
 
@@ -89,7 +97,7 @@ class LogTail extends RunElement {
     }
     box.append(fresh);
     while (box.childElementCount > MOST_LINES) box.firstElementChild.remove();
-    setText(this.note, this.texts.length > MOST_LINES ? t("The newest %(count)s lines; Save has all of them.", { count: MOST_LINES }) : "");
+    setText(this.note, this.texts.length === 0 ? t("Nothing yet.") : this.texts.length > MOST_LINES ? t("The newest %(count)s lines; Save has all of them.", { count: MOST_LINES }) : "");
     if (follows) box.scrollTop = box.scrollHeight;
   }
 

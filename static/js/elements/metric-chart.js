@@ -79,7 +79,7 @@ class MetricChart extends HTMLElement {
       width: Math.max(200, this.plot.clientWidth),
       height: HEIGHT,
       legend: { show: false },
-      cursor: { sync: { key: cursors.key, setSeries: false }, drag: { x: true, y: false, setScale: false }, points: { size: 7 } },
+      cursor: { sync: { key: cursors.key, setSeries: false, filters: { pub: (type) => type === "mousemove" || type === "mouseleave" } }, drag: { x: true, y: false, setScale: false }, points: { size: 7 } },
       scales: {
         x: { time: false, range: (u, low, high) => this.view.range ?? (low === high ? [low - 1, high + 1] : [low, high]) },
         y: { distr: isLog ? 3 : 1, range: (u) => extent(u.data.slice(1), isLog, u.series[0].idxs ?? undefined) },
@@ -160,7 +160,8 @@ class MetricChart extends HTMLElement {
     } else if (event.key === "+" || event.key === "-") {
       const [low, high] = this.view.range ?? [this.data[0][0], this.data[0][last]];
       const half = ((high - low) / 2) * (event.key === "+" ? 0.5 : 2);
-      this.#zoom([this.data[0][now] - half, this.data[0][now] + half]);
+      const isAll = half * 2 >= this.data[0][last] - this.data[0][0] && event.key === "-" && this.view.range === null;
+      if (half > 0) this.#zoom(isAll || half > 1e15 ? null : [this.data[0][now] - half, this.data[0][now] + half]);
     } else if (event.key === "Escape" || event.key === "0") this.#zoom(null);
     else if (event.key === "Enter") this.#pick();
     else return;

@@ -84,6 +84,7 @@ class PipelineForm extends HTMLElement {
     const rows = [...this.rows.children].map((row) => Object.fromEntries(
       [...row.querySelectorAll("[data-field]")].map((each) => [each.dataset.field, each.value])));
     this.#clear();
+    if (this.#isUnreadable()) return;
     button.disabled = true;
     button.setAttribute("aria-busy", "true");
     try {
@@ -94,6 +95,16 @@ class PipelineForm extends HTMLElement {
       button.disabled = false;
       button.removeAttribute("aria-busy");
     }
+  }
+
+  /** A number that the browser cannot read has no value at all: it must not pass for an empty field. */
+  #isUnreadable() {
+    const wrong = [...this.querySelectorAll("input[type=number]")].find((input) => input.validity.badInput);
+    if (!wrong) return false;
+    wrong.closest(".field").querySelector(".field-error").textContent = t("This is not a number; write it like 1.5.");
+    wrong.setAttribute("aria-invalid", "true");
+    wrong.focus();
+    return true;
   }
 
   #clear() {

@@ -1,7 +1,7 @@
 // Pause, resume, cancel, edit and delete. A click sends the wish; the page shows a new state only once the server says so.
 
 import { h } from "../lib/dom.js";
-import { patch, post, remove } from "../lib/api.js";
+import { get, patch, post, remove } from "../lib/api.js";
 import { toastError } from "./toast-stack.js";
 
 class RunActions extends HTMLElement {
@@ -36,10 +36,32 @@ class RunActions extends HTMLElement {
 
 customElements.define("run-actions", RunActions);
 
-export function openDialog(dialog) {
+export async function openDialog(dialog) {
   const error = dialog.querySelector(".field-error");
   if (error) error.textContent = "";
+  const form = dialog.querySelector("form[data-run-form=edit]");
+  if (form) {
+    // what was changed meanwhile, perhaps in another tab, is what one edits
+    try {
+      fill(form, await get(`/runs/${form.dataset.run}`));
+    } catch (failure) {
+      toastError(failure);
+      return;
+    }
+  }
   dialog.showModal();
+}
+
+function fill(form, run) {
+  const values = { name: run.name, notes: run.notes, tags: run.tags.join(", ") };
+  for (const [name, value] of Object.entries(values)) form.elements[name].value = form.elements[name].defaultValue = value;
+}
+
+/** The fields that the reader changed, and only those. */
+function changesOf(form) {
+  const changed = ["name", "notes", "tags"].filter((name) => form.elements[name].value !== form.elements[name].defaultValue);
+  return Object.fromEntries(changed.map((name) => [name, name === "tags"
+    ? form.elements.tags.value.split(",").map((tag) => tag.trim()).filter(Boolean) : form.elements[name].value]));
 }
 
 function refreshFragment() {
@@ -48,11 +70,7 @@ function refreshFragment() {
 
 const REQUESTS = {
   cancel: (path, form) => post(`${path}/cancel`, { save: form.elements.save?.checked ?? false }),
-  edit: (path, form) => patch(path, {
-    name: form.elements.name.value,
-    notes: form.elements.notes.value,
-    tags: form.elements.tags.value.split(",").map((tag) => tag.trim()).filter(Boolean),
-  }),
+  edit: (path, form) => patch(path, changesOf(form)),
   delete: (path) => remove(path),
 };
 

@@ -27,7 +27,12 @@ class RunCharts extends RunElement {
     if (isFirst) this.#build();
     this.marks = [];
     const view = this.#fromAddress();
-    if (!isFirst) view.range = null; // a part of another run's curve
+    if (!isFirst && view.range) { // a part of another run's curve
+      view.range = null;
+      const url = new URL(location.href);
+      for (const name of ["from", "to"]) url.searchParams.delete(name);
+      history.replaceState(null, "", url);
+    }
     Object.assign(feed, { axis: view.axis, smoothing: view.smoothing, range: view.range });
     this.isLog = view.isLog;
     this.#showControls();
@@ -76,7 +81,7 @@ class RunCharts extends RunElement {
     const number = (name) => (query.has(name) && Number.isFinite(Number(query.get(name))) ? Number(query.get(name)) : null);
     const [from, to] = [number("from"), number("to")];
     return {
-      axis: query.get("x") in AXES() ? query.get("x") : "step",
+      axis: Object.hasOwn(AXES(), query.get("x") ?? "") ? query.get("x") : "step",
       smoothing: Math.min(0.99, Math.max(0, number("smooth") ?? 0.8)),
       isLog: query.get("log") === "1",
       range: from !== null && to !== null && from < to ? [from, to] : null,
@@ -122,8 +127,9 @@ class RunCharts extends RunElement {
   #draw() {
     const { feed } = this;
     if (!feed) return;
-    const axis = AXES()[feed.axis];
-    const marks = this.marks.map((c) => (feed.axis === "step" ? c.step : feed.axis === "tokens" ? c.tokens : null));
+    const shown = feed.shown ?? feed; // what is on its way is not shown under its new name yet
+    const axis = AXES()[shown.axis];
+    const marks = this.marks.map((c) => (shown.axis === "step" ? c.step : shown.axis === "tokens" ? c.tokens : null));
     for (const chart of this.charts) {
       const { keys, logs, series } = chart.about;
       const parts = keys.map((key, place) => {
@@ -136,11 +142,11 @@ class RunCharts extends RunElement {
       const isEmpty = !main || main.x.length === 0;
       chart.classList.toggle("is-empty", isEmpty);
       const note = isEmpty ? (feed.isLoaded ? t("Points appear with the first training steps.") : t("Loading."))
-        : feed.range ? t("Zoomed: %(all)s points. A double click, or Escape, shows the whole run.", { all: integer(main.total) })
+        : shown.range ? t("Zoomed: %(all)s points. A double click, or Escape, shows the whole run.", { all: integer(main.total) })
         : main.x.length < main.total
           ? t("%(shown)s of %(all)s points; every peak is kept. Drag to zoom.", { shown: integer(main.x.length), all: integer(main.total) })
           : t("%(all)s points. Drag to zoom.", { all: integer(main.total) });
-      chart.draw(parts, { isLog: this.isLog && Boolean(logs), axisLabel: axis, range: feed.range, note,
+      chart.draw(parts, { isLog: this.isLog && Boolean(logs), axisLabel: axis, range: shown.range, note,
                           marks: marks.filter((mark) => mark !== null), series });
     }
     if (feed.isLoaded && !feed.isLoading) setText(this.status, "");

@@ -4,7 +4,7 @@ import { debounced, dataOf, h, setText } from "../lib/dom.js";
 import { ApiError, newKey, post } from "../lib/api.js";
 import { t, tn } from "../lib/i18n.js";
 import { liveSocket } from "../lib/live-socket.js";
-import { commandLine, fieldOf, hasIds, isChanged, query, request } from "../lib/run-config.js";
+import { commandLine, hasIds, isChanged, problemsOf, query, request } from "../lib/run-config.js";
 import { goTo, hasField, hintDefaults, labelOf, markChanges, replaceParts, reset, showParts, showProblems, specsOf, stateOf } from "../lib/run-form-fields.js";
 import { gpuMemory, outlook } from "../lib/run-outlook.js";
 
@@ -80,6 +80,8 @@ class RunForm extends HTMLElement {
   }
 
   #changed() {
+    if (this.isSwitching) return; // looked at once the new stage's parts are there
+    this.asking?.abort(); // its answer would be one to an old question
     this.#look();
     this.#failure(null);
     this.card.wait();
@@ -96,6 +98,7 @@ class RunForm extends HTMLElement {
   /** Ask the studio what this would need. Only the answer to the latest question counts. */
   async #ask() {
     clearTimeout(this.again);
+    if (this.isSwitching) return;
     this.asking?.abort();
     const asking = (this.asking = new AbortController());
     history.replaceState(null, "", `/runs/new?${query(this.state, this.specs, this.dataset.clone)}`);
@@ -169,6 +172,7 @@ class RunForm extends HTMLElement {
     params.set("part", "stage");
     this.asking?.abort();
     const switching = (this.switching = {});
+    this.#freeze(true);
     this.card.wait();
     try {
       const response = await fetch(`/runs/new?${params}`, { headers: { Accept: "text/html" } });
@@ -183,12 +187,19 @@ class RunForm extends HTMLElement {
       this.form.querySelector(`[name=stage][value="${before}"]`).checked = true;
       this.#failure({ message: t("The options of this stage could not be loaded."), hint: t("Try again in a moment; nothing is lost.") });
     }
+    this.#freeze(false);
     this.#look();
     this.#ask();
   }
 
+  /** While the stage is being switched, what is shown and what is chosen do not belong together. */
+  #freeze(is) {
+    this.isSwitching = is;
+    for (const part of this.form.querySelectorAll("[data-stage-part]")) part.inert = is;
+  }
+
   async #queue() {
-    if ("mayNotWrite" in this.dataset || this.button.hasAttribute("aria-busy")) return;
+    if (this.isSwitching || "mayNotWrite" in this.dataset || this.button.hasAttribute("aria-busy")) return;
     this.#look();
     const said = JSON.stringify(this.body);
     // what the studio said of an earlier state may be mended by now: then it is the one to judge
@@ -232,12 +243,6 @@ class RunForm extends HTMLElement {
     notice.hidden = error === null;
     notice.replaceChildren(...(error ? [h("p", {}, error.message, " ", h("span.hint", {}, error.hint ?? ""))] : []));
   }
-}
-
-/** What a refusal says, each with the name of its field on this page. */
-function problemsOf(error) {
-  const said = error.problems.length ? error.problems : [error];
-  return said.map((problem) => ({ field: fieldOf(problem), message: problem.message, hint: problem.hint ?? "" }));
 }
 
 customElements.define("run-form", RunForm);

@@ -15,7 +15,7 @@ class SampleTimeline extends RunElement {
     this.follows = true;
     this.#show();
     const soon = throttled(() => this.#load(), 500);
-    for (const type of ["sample", "restart"]) this.on(type, soon);
+    for (const type of ["sample", "restart", "state"]) this.on(type, soon);
     document.addEventListener("step-picked", (event) => this.#pick(event.detail), { signal: this.listening.signal });
     this.#load();
   }
@@ -32,6 +32,7 @@ class SampleTimeline extends RunElement {
 
   async #load() {
     const feed = this.feed;
+    const turn = (this.turn = (this.turn ?? 0) + 1);
     let items;
     try {
       ({ items } = await get(`/runs/${feed.id}/samples`));
@@ -39,11 +40,11 @@ class SampleTimeline extends RunElement {
       if (this.feed === feed) setText(this.note, error.message);
       return;
     }
-    if (this.feed !== feed) return;
+    if (this.feed !== feed || this.turn !== turn) return;
     const before = this.steps[this.at];
     this.bySteps = Map.groupBy ? Map.groupBy(items, (s) => s.step) : grouped(items);
     this.steps = [...this.bySteps.keys()].sort((a, b) => a - b);
-    this.at = this.follows ? this.steps.length - 1 : Math.max(0, this.steps.indexOf(before));
+    this.at = this.follows ? this.steps.length - 1 : this.#nearest(before);
     this.#show();
   }
 
@@ -55,12 +56,15 @@ class SampleTimeline extends RunElement {
 
   /** The sample nearest to a point of the curve. */
   #pick(step) {
-    if (!this.steps.length) return;
+    if (this.steps.length) this.#move(this.#nearest(step));
+  }
+
+  #nearest(step) {
     let best = 0;
     this.steps.forEach((each, index) => {
       if (Math.abs(each - step) < Math.abs(this.steps[best] - step)) best = index;
     });
-    this.#move(best);
+    return best;
   }
 
   #show() {

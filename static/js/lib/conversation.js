@@ -1,7 +1,10 @@
 // A conversation: what is asked of a model, what came back, and keeping it on the server.
 
+import { t } from "./i18n.js";
+
 export const SAVE_EVERY_MS = 2000;
 export const TRY_AGAIN_MS = 10_000;
+const ANSWERED_WITHIN_MS = 30_000; // else it hangs
 const CONTINUE_TOKENS = 128; // of a text, which often has no end of its own
 const KEEPALIVE_BYTES = 60_000; // browsers send no more once the page is gone
 const SENT_REMEMBERED = 5;
@@ -112,14 +115,18 @@ export function isSame(a, b) {
   return essence(a) === essence(b);
 }
 
+const inTime = () => ({ signal: AbortSignal.timeout(ANSWERED_WITHIN_MS) });
+const isTimeout = (error) => ["TimeoutError", "AbortError"].includes(error.name);
+
 /**
  * Keeps a conversation on the server, one request at a time: `soon()` within two seconds, `now()` at once.
  * `state`: "new" (nothing to keep yet), "saving", "kept", "failed" (tried again with the next change and by itself),
  * "conflict" (another tab changed it: `theirs`), "gone" (deleted somewhere else), "ended".
- * `body()` is what is to be kept; `server` is {create(body, key), change(id, body, {keepalive}), load(id)}.
+ * `body()` is what is to be kept; `server` is {create(body, key, options), change(id, body, options), load(id, options)};
+ * `known` is the conversation as the server has it.
  */
 export class Keeper {
-  constructor({ id = null, version = null, body, server, newKey, onState = () => {}, onKept = () => {}, clock = globalThis }) {
+  constructor({ id = null, version = null, known = null, body, server, newKey, onState = () => {}, onKept = () => {}, clock = globalThis }) {
     Object.assign(this, { id, version, body, server, newKey, onState, onKept, clock });
     this.state = id === null ? "new" : "kept";
     this.error = null;
@@ -127,7 +134,7 @@ export class Keeper {
     this.changes = 0; // made, and
     this.saved = 0; // how many of them the server has
     this.title = null; // a new title that waits for being sent
-    this.sent = id === null ? [] : [body()]; // what the server may have of us, also where its answer was lost
+    this.sent = id === null ? [] : [known ? structuredClone(known) : body()]; // what the server may have of us, also where its answer was lost
   }
 
   get isUnsaved() {
@@ -152,6 +159,10 @@ export class Keeper {
   }
 
   retry() {
+    if (this.state === "failed" && !this.isUnsaved) { // what was refused is given up
+      this.error = null;
+      this.#become("kept");
+    }
     return this.#send();
   }
 
@@ -163,29 +174,32 @@ export class Keeper {
     const bytes = new TextEncoder().encode(JSON.stringify(body)).length;
     const options = { keepalive: bytes < KEEPALIVE_BYTES };
     if (this.id === null) {
-      this.first ??= { body, key: this.newKey(), changes: this.changes };
+      this.#begin(this.changes);
       this.server.create(this.first.body, this.first.key, options).catch(() => {});
       return;
     }
     this.#remember(body);
-    // behind a save that is on its way its version would be refused: this one, the newest, counts
-    const version = this.isBusy || this.left !== undefined ? {} : { version: this.version };
     this.left = this.changes;
-    this.server.change(this.id, { ...body, ...version }, options).catch(() => {});
+    // behind a save that is on its way it may be refused: rather that than another tab's version overwritten
+    this.server.change(this.id, { ...body, version: this.version }, options).catch(() => {});
   }
 
-  /** The page is looked at (again): the newer version of another tab, or of this page before a reload; else null. */
-  async refresh() {
+  /**
+   * The page is looked at (again): the newer version of another tab, or of this page before a reload; else null. It is
+   * not taken where the page `isAtWork`, also if that began while it was being loaded.
+   */
+  async refresh(isAtWork = () => false) {
     const { id, version } = this;
-    if (id === null || this.isBusy || this.isUnsaved || this.state !== "kept") return null;
+    if (id === null || this.isBusy || this.isUnsaved || this.state !== "kept" || isAtWork()) return null;
     let theirs;
     try {
-      theirs = await this.server.load(id);
+      theirs = await this.server.load(id, inTime());
     } catch (error) {
-      if (error.status === 404 && this.state === "kept") this.#become("gone");
+      if (error.status === 404 && this.state === "kept" && this.id === id) this.#become("gone");
       return null; // whoever is away says so at the next save
     }
-    if (this.isBusy || this.isUnsaved || this.version !== version || theirs.version === version) return null;
+    if (this.isBusy || this.isUnsaved || this.state !== "kept" || isAtWork()) return null;
+    if (this.version !== version || theirs.version === version) return null;
     this.theirs = theirs;
     return this.takeTheirs();
   }
@@ -203,14 +217,15 @@ export class Keeper {
     const { theirs } = this;
     this.version = theirs.version;
     this.saved = this.changes;
-    this.sent = [theirs];
+    this.sent = [structuredClone(theirs)]; // the page goes on writing in its own
     this.title = this.theirs = null;
     this.#become("kept");
     return theirs;
   }
 
-  /** It was deleted somewhere else: keep it again, as a new one. */
-  keepAgain() {
+  /** It was deleted somewhere else: keep it again, as a new one with the title that it had. */
+  keepAgain(title = "") {
+    this.title ??= title || null;
     this.id = this.version = null;
     this.state = "new";
     return this.now();
@@ -249,20 +264,26 @@ export class Keeper {
     }
   }
 
-  /** The same body under the same key until it is answered: an answer that was lost makes no second conversation. */
   async #create(seen) {
-    this.first ??= { body: this.body(), key: this.newKey(), changes: seen };
-    const { body, key, changes } = this.first;
-    const kept = await this.server.create(body, key);
+    const { body, key, changes } = this.#begin(seen);
+    const kept = await this.server.create(body, key, inTime());
     this.first = null;
     this.sent = [body];
+    if (body.title === this.title) this.title = null;
     return { kept, covered: changes };
+  }
+
+  /** The same body under the same key until it is answered: an answer that was lost makes no second conversation. */
+  #begin(changes) {
+    this.first ??= { body: { ...this.body(), ...(this.title === null ? {} : { title: this.title }) }, key: this.newKey(), changes };
+    return this.first;
   }
 
   async #change(seen, title) {
     const body = this.body();
     this.#remember(body);
-    const kept = await this.server.change(this.id, { ...body, ...(title === null ? {} : { title }), version: this.version });
+    const changes = { ...body, ...(title === null ? {} : { title }), version: this.version };
+    const kept = await this.server.change(this.id, changes, inTime());
     this.sent = [body];
     if (this.title === title) this.title = null;
     return { kept, covered: seen };
@@ -270,7 +291,7 @@ export class Keeper {
 
   async #fail(error) {
     if (this.id !== null && error.status === 409) {
-      const theirs = await this.server.load(this.id).catch(() => null);
+      const theirs = await this.server.load(this.id, inTime()).catch(() => null);
       if (theirs && this.sent.some((body) => isSame(theirs, body))) { // our own save, or only its title changed
         this.version = theirs.version;
         this.timer ??= this.clock.setTimeout(() => this.#send(), 0);
@@ -288,7 +309,7 @@ export class Keeper {
     }
     const isOurFault = error.status >= 400 && error.status < 500 && ![401, 409, 429].includes(error.status);
     if (isOurFault) this.first = this.title = null;
-    this.error = error;
+    this.error = isTimeout(error) ? Object.assign(new Error(t("The studio does not answer.")), { status: 0 }) : error;
     this.#become("failed");
     if (!isOurFault) this.timer ??= this.clock.setTimeout(() => this.#send(), TRY_AGAIN_MS);
   }

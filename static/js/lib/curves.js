@@ -32,6 +32,13 @@ export class Curve {
     return this.x.length ? this.x[this.x.length - 1] : -Infinity;
   }
 
+  /** A point before the range that is shown: it counts for the average alone. */
+  skip(y) {
+    if (typeof y !== "number" || !Number.isFinite(y)) return;
+    this.seen += 1;
+    this.mean = this.smoothing * this.mean + (1 - this.smoothing) * y;
+  }
+
   /** A new point; one that is not behind the last is known already. Returns whether it was new. */
   append(x, y) {
     if (!(x > this.lastX)) return false;

@@ -7,6 +7,7 @@ const LONGEST_HIDDEN_WAIT_MS = 15_000;
 const PONG_WITHIN_MS = 800;
 const CONNECT_WITHIN_MS = 5000;
 const ASK_AGAIN_MS = 1000;
+const QUIET_MS = 30_000; // after so much silence a sign of life is asked for, to know until when all was heard
 const LOOK_EVERY_MS = 1000;
 const SLEPT_MS = 4000; // a timer of a second that comes this late: the machine was asleep
 const REPLAY_AT_MOST_MS = 120_000; // after a longer absence a fresh look is quicker than every event
@@ -64,7 +65,10 @@ export class LiveSocket {
 
   /** The page is looked at again, the machine woke up or the network came back: find out at once what is true. */
   wake() {
-    if (this.state === "refused") return;
+    if (this.state === "refused") {
+      this.#lookForLogin();
+      return;
+    }
     if (this.state !== "live") {
       this.failures = 0;
       if (this.timer || !this.socket) this.#connect();
@@ -81,6 +85,7 @@ export class LiveSocket {
     const late = now() - this.lastTick;
     this.lastTick = now();
     if (late > SLEPT_MS) this.wake();
+    else if (this.state === "live" && now() - this.heardAt > QUIET_MS) this.#send({ op: "ping" });
   }
 
   #connect() {
@@ -92,9 +97,10 @@ export class LiveSocket {
     socket.addEventListener("open", () => {
       clock.clearTimeout(tooLong);
       if (this.socket !== socket) return;
-      this.failures = 0;
-      this.#become("live");
       const { now } = this.environment;
+      this.failures = 0;
+      this.heardAt = now();
+      this.#become("live");
       const away = this.lostAt === null ? 0 : now() - this.lostAt;
       this.lostAt = null;
       for (const [topic, entry] of this.topics) {
@@ -125,12 +131,17 @@ export class LiveSocket {
       this.#become("refused");
       return;
     }
-    this.lostAt ??= now();
+    this.lostAt ??= this.heardAt ?? now(); // a machine that slept notices late
     this.#become("offline");
     const longest = isHidden() ? LONGEST_HIDDEN_WAIT_MS : LONGEST_WAIT_MS;
     const wait = Math.min(longest, FIRST_WAIT_MS * 2 ** this.failures++);
     this.timer = clock.setTimeout(() => this.#connect(), wait * (0.5 + random() / 2));
     if (this.failures > 1) this.#checkLogin(); // a refused handshake looks like a server that is away
+  }
+
+  /** Somebody may have logged in again in another tab. */
+  async #lookForLogin() {
+    if ((await this.environment.isLoggedIn()) && this.state === "refused" && !this.socket) this.#connect();
   }
 
   async #checkLogin() {
@@ -150,6 +161,7 @@ export class LiveSocket {
   }
 
   #hear(message) {
+    this.heardAt = this.environment.now();
     this.environment.clock.clearTimeout(this.pongTimer);
     const entry = this.topics.get(message.topic);
     if (!entry) return;

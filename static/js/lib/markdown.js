@@ -6,9 +6,12 @@ import { Marked } from "marked";
 
 const SAFE_LINK = /^(?:https?:\/\/|mailto:)/i;
 // More is shown as it is: formatting would hold up the page. The time for emphasis grows with the square of its marks,
-// and a model that has lost its way may write nothing else.
-const MOST_CHARACTERS = 60_000;
+// that for blanks and for quotes and lists within each other with their number, and a model that has lost its way may
+// write nothing else.
+const MOST_CHARACTERS = 20_000;
 const MOST_MARKS = 1500;
+const TOO_BLANK = /[ \t]{1000}/;
+const TOO_NESTED = /^(?:[ \t]*(?:>|(?:[-+*]|\d{1,9}[.)])[ \t])){50}/m;
 const ESCAPES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
 const TAGS = ["p", "br", "hr", "strong", "em", "del", "code", "pre", "blockquote", "ul", "ol", "li", "h3", "h4",
               "h5", "h6", "table", "thead", "tbody", "tr", "th", "td", "a"];
@@ -64,7 +67,8 @@ const marked = new Marked({
 
 /** HTML of harmless tags only; null where the text is too much or too twisted to format. */
 export function toHtml(text) {
-  if (text.length > MOST_CHARACTERS || (text.match(/[*_~]/g)?.length ?? 0) > MOST_MARKS) return null;
+  if (text.length > MOST_CHARACTERS || TOO_BLANK.test(text) || TOO_NESTED.test(text)) return null;
+  if ((text.match(/[*_~]/g)?.length ?? 0) > MOST_MARKS) return null;
   try {
     return marked.parse(text);
   } catch {

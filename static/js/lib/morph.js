@@ -24,10 +24,9 @@ function morphAttributes(from, to) {
   }
 }
 
-/** What the reader sets and the server does not know. A <time> keeps its local wording's title. */
+/** What the reader sets and the server does not know. */
 function isReaders(element, name) {
-  return (element.nodeName === "DETAILS" && name === "open") || (element.nodeName === "DIALOG" && name === "open")
-    || (element.nodeName === "TIME" && name === "title");
+  return (element.nodeName === "DETAILS" || element.nodeName === "DIALOG") && name === "open";
 }
 
 function keyOf(node) {
@@ -40,6 +39,7 @@ function morphChildren(from, to) {
     const key = keyOf(child);
     if (key !== null) keyed.set(key, child);
   }
+  const wantedKeys = new Set([...to.children].map(keyOf).filter((key) => key !== null));
   let place = from.firstChild;
   for (const wanted of [...to.childNodes]) {
     const key = keyOf(wanted);
@@ -50,6 +50,7 @@ function morphChildren(from, to) {
       from.insertBefore(wanted.cloneNode(true), place);
       continue;
     }
+    if (match !== place) place = dropUpTo(match, place, wantedKeys);
     if (match === place) place = place.nextSibling;
     else from.insertBefore(match, place);
     if (match.nodeName === wanted.nodeName) morph(match, wanted);
@@ -60,4 +61,18 @@ function morphChildren(from, to) {
     place.remove();
     place = next;
   }
+}
+
+/**
+ * Remove what stands between `place` and `match` if none of it is wanted any more: `match` then stays where it is, and
+ * whatever a moved element would lose (focus, scrolling, its script's work) stays too. @returns the new place
+ */
+function dropUpTo(match, place, wantedKeys) {
+  const between = [];
+  for (let node = place; node !== match; node = node.nextSibling) {
+    if (node === null || wantedKeys.has(keyOf(node))) return place; // another order
+    between.push(node);
+  }
+  for (const node of between) node.remove();
+  return match;
 }

@@ -128,7 +128,9 @@ export function query(state, specs, clone = null) {
   if (state.devices === "cpu" || state.devices === "cuda") put("ranks", state.ranks, "1");
   put("priority", state.priority, "0");
   put("tags", state.tags);
-  if (state.notes.length <= LONGEST_NOTES) put("notes", state.notes);
+  // of a copy, no notes in the address are the original's long ones
+  if (clone && !state.notes) params.set("notes", "");
+  else if (state.notes.length <= LONGEST_NOTES) put("notes", state.notes);
   return params;
 }
 
@@ -168,4 +170,10 @@ export function hasIds(body) {
 export function fieldOf(problem) {
   const parts = (problem.field ?? "").split(".");
   return (parts[0] === "config" && parts.length > 1 ? parts[1] : parts[0]) || null;
+}
+
+/** What a refusal says, each with the name of its field on this page. */
+export function problemsOf(error) {
+  const said = error.problems.length ? error.problems : [error];
+  return said.map((problem) => ({ field: fieldOf(problem), message: problem.message, hint: problem.hint ?? "" }));
 }

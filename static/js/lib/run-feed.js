@@ -30,7 +30,7 @@ export class RunFeed extends EventTarget {
     this.users = 0;
     this.isLoaded = false;
     this.drawSoon = throttled(() => this.#tell("curves"), DRAW_EVERY_MS);
-    this.reloadSoon = throttled(() => this.load(), RELOAD_EVERY_MS);
+    this.shown = null; // {axis, range, smoothing} of the curves that are there
   }
 
   start() {
@@ -42,6 +42,7 @@ export class RunFeed extends EventTarget {
     this.stop?.();
     this.controller?.abort();
     clearTimeout(this.timer);
+    clearTimeout(this.reloading);
     feeds.delete(this.id);
   }
 
@@ -56,6 +57,8 @@ export class RunFeed extends EventTarget {
     this.controller?.abort();
     clearTimeout(this.timer);
     const controller = (this.controller = new AbortController());
+    const asked = { axis: this.axis, range: this.range, smoothing: this.smoothing };
+    const began = performance.now();
     this.waiting = [];
     this.#tell("load");
     const query = new URLSearchParams({ x: this.axis, points: String(POINTS) });
@@ -68,7 +71,9 @@ export class RunFeed extends EventTarget {
       const answer = await get(`/runs/${this.id}/metrics?${query}`, { signal: controller.signal });
       if (this.controller !== controller) return;
       this.controller = null;
-      this.curves = new Map(Object.entries(answer.series).map(([key, series]) => [key, Curve.of(series, this.smoothing)]));
+      this.curves = new Map(Object.entries(answer.series).map(([key, series]) => [key, Curve.of(series, asked.smoothing)]));
+      this.shown = asked;
+      this.loadedInMs = performance.now() - began;
       this.liveCount = 0;
       this.isLoaded = true;
       const waiting = this.waiting;
@@ -82,7 +87,8 @@ export class RunFeed extends EventTarget {
       this.waiting = null;
       this.#tell("load");
       this.#tell("failed", error);
-      this.timer = setTimeout(() => this.users > 0 && this.load(), TRY_AGAIN_MS);
+      const isRefused = error.status >= 400 && error.status < 500; // the same would be refused again
+      if (!isRefused) this.timer = setTimeout(() => this.users > 0 && this.load(), TRY_AGAIN_MS);
     }
   }
 
@@ -112,21 +118,35 @@ export class RunFeed extends EventTarget {
   }
 
   #append(data) {
-    if (!LIVE_AXES.has(this.axis)) {
-      this.reloadSoon();
+    const { axis, range, smoothing } = this.shown ?? {};
+    if (axis !== this.axis) return; // the curves of the wanted axis are on their way, with this point in them
+    if (!LIVE_AXES.has(axis)) {
+      this.#reloadSometime();
       return;
     }
-    const x = data[this.axis];
-    if (this.range && x > this.range[1]) return;
+    const x = data[axis];
+    if (range && x > range[1]) return;
     let isNew = false;
     for (const [key, value] of Object.entries(data)) {
       if (NOT_NUMBERS.has(key) || (value !== null && typeof value !== "number")) continue;
-      if (!this.curves.has(key)) this.curves.set(key, new Curve(this.smoothing));
-      isNew = this.curves.get(key).append(x, value) || isNew;
+      if (!this.curves.has(key)) this.curves.set(key, new Curve(smoothing));
+      if (range && x < range[0]) this.curves.get(key).skip(value);
+      else isNew = this.curves.get(key).append(x, value) || isNew;
     }
     if (!isNew) return;
     if (++this.liveCount > MOST_LIVE_POINTS) this.load();
     else this.drawSoon();
+  }
+
+  /** On an axis that only the server knows; seldom, since it reads the whole run for it, and only for a reader. */
+  #reloadSometime() {
+    if (this.reloading) return;
+    this.reloading = setTimeout(() => {
+      this.reloading = null;
+      if (this.users === 0) return;
+      if (document.hidden) this.#reloadSometime();
+      else this.load();
+    }, Math.max(RELOAD_EVERY_MS, 10 * (this.loadedInMs ?? 0)));
   }
 
   #tell(type, detail) {

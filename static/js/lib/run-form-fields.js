@@ -121,13 +121,17 @@ export function hintDefaults(form, known) {
   }
 }
 
-/** Put what depends on the stage in the place of what is shown; groups that are open stay open. */
+/** Put what depends on the stage in the place of what is shown; open groups, notes and tags stay as they are. */
 export function replaceParts(form, fresh) {
-  for (const shown of form.querySelectorAll("[data-stage-part]")) {
-    const part = fresh.querySelector(`[data-stage-part="${shown.dataset.stagePart}"]`);
+  const kept = ["notes", "tags"].map((name) => [name, form.elements[name]?.value ?? ""]);
+  const pairs = [...form.querySelectorAll("[data-stage-part]")].map((shown) => (
+    [shown, fresh.querySelector(`[data-stage-part="${shown.dataset.stagePart}"]`)]));
+  if (pairs.some(([, part]) => !part)) throw new Error("some other page"); // all parts or none
+  for (const [shown, part] of pairs) {
     for (const group of shown.querySelectorAll("details[open]")) {
       part.querySelector(`[data-group="${group.dataset.group}"]`)?.setAttribute("open", "");
     }
     shown.replaceWith(part);
   }
+  for (const [name, text] of kept) if (form.elements[name]) form.elements[name].value = text;
 }

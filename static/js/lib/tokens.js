@@ -1,5 +1,6 @@
 // Tokens and texts as a reader can tell them apart: whitespace and invisible characters get a sign.
 
+import { integer } from "./format.js";
 import { t, tn } from "./i18n.js";
 
 const SIGNS = new Map([[" ", "·"], ["\n", "↵"], ["\t", "→"], ["\r", "␍"]]);
@@ -58,7 +59,7 @@ export function countedWords({ tokens, targets }, isCut) {
   const share = `${Math.round((100 * targets) / tokens)} %`;
   const said = tn("On this page: %(num)s token, %(targets)s graded (%(share)s).",
                   "On this page: %(num)s tokens, %(targets)s graded (%(share)s).", tokens,
-                  { targets: targets.toLocaleString(), share });
+                  { targets: integer(targets), share });
   return isCut ? [said, t("Long rows are shown in part.")].join(" ") : said;
 }
 
