@@ -109,6 +109,26 @@ def test_what_belongs_to_scripts_outlives_every_change_of_state(page: Page, run:
     assert [page.evaluate("part => document.querySelector(part).isOld === true", part) for part in parts] == [True] * 3
 
 
+def test_hostile_log_lines_and_samples_are_text(page: Page, run: dict) -> None:
+    """What a library printed, or a model said, is shown and does nothing."""
+    texts = [HOSTILE, "javascript:alert(1)", "<svg onload=alert(1)>", "\x1b]0;title\x07\x1b[31mred", "\u202egnp.exe",
+             "<style>*{display:none}</style>", "</pre></main><h1>mine</h1>", "{{ 7 * 7 }}", "x" * 5000]
+    page.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
+    page.route("**/logs?*", lambda route: route.fulfill(json={
+        "items": [] if "after=" in route.request.url else [{"attempt": 1, "text": text} for text in texts],
+        "next_cursor": "1:1"}))
+    page.route("**/samples", lambda route: route.fulfill(json={"next_cursor": None, "items": [
+        {"step": 1, "tokens": 1, "attempt": 1, "t": 1.0, "prompt": text, "text": text, "prompt_index": index}
+        for index, text in enumerate(texts)]}))
+    page.goto(f"/runs/{run['id']}")
+    expect(page.locator("sample-timeline dd")).to_have_count(len(texts))
+    assert page.locator("sample-timeline dd").all_text_contents() == texts
+    log = page.locator(".log").text_content()
+    assert all(text in log for text in texts)
+    assert page.locator("h1").count() == 1 and page.locator("main img, main svg[onload], main style").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
 def test_a_pipeline_of_ones_own(page: Page, problems: Problems, studio: RunningStudio) -> None:
     problems.allow("status of 422")
     page.goto("/pipelines/new")
