@@ -21,7 +21,8 @@ from tests.integration.studio import RunningStudio
 TRUTH_WITHIN_MS = 2000
 #: What a browser says of a server that is away for a moment; and of a reload right behind a save: the page that leaves
 #: saves once more, and where the save before it has arrived the second one is refused.
-AWAY = "status of 409|ERR_CONNECTION_REFUSED|WebSocket connection to|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE|status of 503"
+AWAY = ("status of (409|503)|ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE|"
+        "WebSocket connection to")
 
 
 def wait_until(what: Callable[[], Any], timeout_s: float = 60.0) -> Any:
