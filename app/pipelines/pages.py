@@ -8,14 +8,14 @@ from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import select
 
 from app.auth.deps import User
-from app.core.db import Session, now, reading
-from app.core.models import Dataset, Host, Pipeline, Run
+from app.core.db import Session, reading
+from app.core.models import Dataset, Pipeline, Run
 from app.core.rest import Paging, newest_first
 from app.i18n import gettext
 from app.pipelines.service import get_pipeline
 from app.pipelines.view import state_of, stations, view
 from app.rendering import compact_number, page, stage_word
-from app.system.service import HOST_SILENT_S
+from app.system.service import ready_hosts
 from minimind.config import STAGES
 from minimind.data.starter import LANGUAGES, plan
 from minimind.presets import PRESETS
@@ -40,8 +40,7 @@ def start_page(request: Request, user: User) -> Response:
 
 def _machines(session: Session) -> tuple[int, int]:
     """CPU slots and GPUs of all machines that answer."""
-    at = now(session)
-    alive = [h for h in session.scalars(select(Host)) if at - h.last_seen_at < HOST_SILENT_S and not h.draining]
+    alive = ready_hosts(session)
     return sum(h.cpu_slots for h in alive), sum(len(h.devices) for h in alive)
 
 

@@ -23,12 +23,12 @@ from app.core.models import (
 from app.core.settings import get_settings
 from app.i18n import gettext as _
 from app.runs.schemas import RunOut
+from app.runs.waiting import devices_in_use, reason
+from app.system.service import ready_hosts
 from minimind.config import STAGES, TrainConfig, stage_schema
 from minimind.presets import ModelConfig
 from minimind.run_dir import RunDir, read_json
 
-#: a worker that was not heard of for this long does not count as one that could take the run
-SILENT_S = 30.0
 CHECKPOINTS_SHOWN = 50
 
 
@@ -201,19 +201,9 @@ def _waits_for(session: Session, run: Run) -> str | None:
     """Why a queued run has not begun, in words."""
     if run.state != "queued":
         return None
-    at = now(session)
-    hosts = [h for h in session.scalars(select(Host)) if at - h.last_seen_at < SILENT_S and not h.draining]
-    if not hosts:
-        return _("It waits for a worker: none has been heard of lately. ./studio doctor says more.")
-    if run.not_before is not None and run.not_before > at:
-        return _("It starts again in %(seconds)s s, after an attempt that failed.") % {
-            "seconds": round(run.not_before - at)}
     ahead = session.query(Run).filter(Run.state == "queued", Run.id != run.id, (Run.priority > run.priority) | (
         (Run.priority == run.priority) & (Run.queued_at < run.queued_at))).count()
-    if ahead:
-        return _("It waits for its turn: %(ahead)s ahead of it in the queue.") % {"ahead": ahead}
-    busy = session.query(DeviceLease).count()
-    return _("It waits for devices that other runs hold.") if busy else _("It starts in a moment.")
+    return reason(run, ready_hosts(session), devices_in_use(session), now(session), ahead)
 
 
 def changed_options(run: Run) -> dict[str, object]:

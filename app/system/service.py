@@ -35,6 +35,13 @@ def system(session: Session) -> dict[str, Any]:
             "database": make_url(settings.sqlalchemy_url).get_backend_name(), "disk": disk(), "time": rfc3339(at)}
 
 
+def ready_hosts(session: Session) -> list[Host]:
+    """Machines whose worker was heard of lately and takes new runs."""
+    at = now(session)
+    return [h for h in session.scalars(select(Host).order_by(Host.id))
+            if at - h.last_seen_at < HOST_SILENT_S and not h.draining]
+
+
 def _host(host: Host, held: list[dict], at: float) -> dict[str, Any]:
     return {"id": host.id, "name": host.name, "is_alive": at - host.last_seen_at < HOST_SILENT_S,
             "draining": host.draining, "cpu_slots": host.cpu_slots, "devices": host.devices, "in_use": held,

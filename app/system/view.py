@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select
 
 from app.core.db import Session, now
-from app.core.devices import choose
 from app.core.models import Dataset, DeviceLease, Job, Run, TokenizerRow
 from app.core.rest import Paging, newest_first
 from app.i18n import gettext as _
 from app.i18n import ngettext
 from app.jobs.routes import JobOut
+from app.runs.waiting import devices_in_use, reason
 from app.system import service
+from app.system.service import ready_hosts
 
 QUEUE_SHOWN = 20
 JOBS_SHOWN = 10
@@ -118,7 +118,7 @@ def view(session: Session) -> SystemView:
     held = _held(session)
     machines = [_machine(host, held.get(host["id"], {})) for host in facts["hosts"]]
     machines.sort(key=lambda m: (not m.is_alive, m.name, m.id))
-    return SystemView(facts, machines, _queue(session, facts["hosts"]), _jobs(session))
+    return SystemView(facts, machines, _queue(session), _jobs(session))
 
 
 def _held(session: Session) -> dict[str, dict[str, tuple[str, str]]]:
@@ -165,15 +165,13 @@ def _memory(label: str, used: float | None, total: float | None) -> Bar | None:
     return Bar(label, min(1.0, used / total), f"{used / 1e9:.1f} / {total / 1e9:.1f} GB")
 
 
-def _queue(session: Session, hosts: Sequence[dict[str, Any]]) -> list[Waiting]:
+def _queue(session: Session) -> list[Waiting]:
     """The queued runs in the order in which they are looked at, each with what it waits for."""
-    at = now(session)
-    ready = [h for h in hosts if h["is_alive"] and not h["draining"]]
-    taken = {h["id"]: {lease["device"] for lease in h["in_use"]} for h in ready}
+    at, ready, in_use = now(session), ready_hosts(session), devices_in_use(session)
     runs = session.scalars(select(Run).where(Run.state == "queued")
                            .order_by(Run.priority.desc(), Run.queued_at, Run.id).limit(QUEUE_SHOWN))
-    return [Waiting(run.id, run.name, run.stage, run.priority, wants(run.devices, any(h["devices"] for h in ready)),
-                    _reason(run, ready, taken, at)) for run in runs]
+    return [Waiting(run.id, run.name, run.stage, run.priority, wants(run.devices, any(h.devices for h in ready)),
+                    reason(run, ready, in_use, at)) for run in runs]
 
 
 def wants(devices: Any, has_gpus: bool) -> str:
@@ -185,23 +183,6 @@ def wants(devices: Any, has_gpus: bool) -> str:
         return (ngettext("%(num)s GPU", "%(num)s GPUs", count) if devices["kind"] == "cuda"
                 else ngettext("%(num)s CPU slot", "%(num)s CPU slots", count)) % {"num": count}
     return ", ".join(devices)
-
-
-def _reason(run: Run, ready: Sequence[dict[str, Any]], taken: dict[str, set[str]], at: float) -> str:
-    def fits(host: dict[str, Any], without: set[str]) -> bool:
-        return choose(run.devices, cpu_slots=host["cpu_slots"], gpus=[d["id"] for d in host["devices"]],
-                      taken=without) is not None
-
-    if not ready:
-        return _("Waits for a worker.")
-    if run.not_before is not None and run.not_before > at:
-        return _("Starts again in %(seconds)s s, after an attempt that failed.") % {
-            "seconds": round(run.not_before - at)}
-    if any(fits(host, taken[host["id"]]) for host in ready):
-        return _("Starts in a moment.")
-    if not any(fits(host, set()) for host in ready):
-        return _("No machine that is here now has such devices.")
-    return _("Waits until other runs free the devices.")
 
 
 def _jobs(session: Session) -> list[JobRow]:

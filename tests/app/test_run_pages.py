@@ -155,15 +155,22 @@ def test_what_a_queued_run_waits_for(api: Api) -> None:
     def said() -> str:
         return text_of(api.browser().get(f"/runs/{run['id']}").text)
 
-    assert "waits for a worker" in said()
+    assert "Waits for a worker." in said()
     database_rig.add_host("host-1")
-    assert "starts in a moment" in said()
+    assert "Starts in a moment." in said()
     other = new_run(api, priority=5)
     assert "1 ahead of it" in said()
     set_run(other["id"], state="running")
     with transaction() as session:
         session.add(DeviceLease(host_id="host-1", device="cpu:0", run_id=other["id"], attempt=1))
-    assert "devices that other runs hold" in said()
+    assert "Waits until other runs free the devices." in said()
+
+
+def test_a_run_that_no_machine_can_take_is_not_said_to_start(api: Api) -> None:
+    run = new_run(api, devices={"kind": "cuda", "count": 1})  # asked for before any machine was known
+    database_rig.add_host("host-1")
+    text = text_of(api.browser().get(f"/runs/{run['id']}").text)
+    assert "No machine that is here now has such devices." in text and "Starts in a moment" not in text
 
 
 def test_hostile_text_of_runs_is_text(api: Api) -> None:

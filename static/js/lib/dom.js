@@ -26,11 +26,6 @@ export function svg(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** The word for a state as a chip. */
-export function stateChip(state, words = state) {
-  return h("span.state", { "data-state": state }, words);
-}
-
 /** Set text only where it changed: a live region then speaks only when there is news. */
 export function setText(element, text) {
   if (element && element.textContent !== text) element.textContent = text;
@@ -40,10 +35,6 @@ export function setText(element, text) {
 export function dataOf(element, name) {
   const text = element.dataset[name];
   return text ? JSON.parse(text) : null;
-}
-
-export function timeElement(text) {
-  return h("time", { datetime: text, title: new Date(text).toLocaleString() }, time(text));
 }
 
 /** Put every <time> that the server wrote into the reader's own time; data-ago says how long ago. */
