@@ -74,8 +74,8 @@ def test_a_connection_that_died_without_a_word(page: Page, studio: RunningStudio
     page.route_web_socket("**/api/v1/live", through)
     page.goto(f"/runs/{waiting_run['id']}")
     expect_state(page, "queued")
-    page.wait_for_timeout(500)
     dead.append(True)
+    page.wait_for_timeout(1500)  # a look that was asked for before would still show the truth
     wish(studio, waiting_run, "pause")
     page.wait_for_timeout(1500)
     expect_state(page, "queued")
