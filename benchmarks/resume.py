@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from minimind.events import read_events  # noqa: E402
+from minimind.metrics import TIMING_KEYS  # noqa: E402
 from minimind.run_dir import RunDir  # noqa: E402
 
 WORDS = "the a cat dog house river runs sleeps sees big small red blue Anna Ben lives in near with and".split()
@@ -118,7 +119,7 @@ def curve(run: Path, type: str) -> dict[tuple, dict]:
         for event, _ in read_events(attempt.events):
             if event["type"] == type:
                 key = (event["step"], event["data"].get("prompt_index", 0))
-                points[key] = {k: v for k, v in event["data"].items() if k != "tokens_per_s"}
+                points[key] = {k: v for k, v in event["data"].items() if k not in TIMING_KEYS}
     return points
 
 

@@ -15,11 +15,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from minimind.distributed import World
 from minimind.errors import CheckpointError
+from minimind.formats.hf_config import hf_config
+from minimind.formats.huggingface import read_safetensors
+from minimind.formats.tensors import check_fit, cleaned
 from minimind.manifest import MANIFEST_FILE, Manifest, in_order
 from minimind.model import MiniMindForCausalLM
 from minimind.presets import ModelConfig
@@ -54,20 +57,6 @@ def set_random_state(state: dict, device: torch.device) -> None:
     random.setstate((version, tuple(numbers), gauss))
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def hf_config(config: ModelConfig, tokenizer: Tokenizer | None = None) -> dict:
-    """``config.json`` that Hugging Face reads, with our own field names beside theirs."""
-    qwen = config.qk_norm
-    values = {
-        **config.as_dict(), "architectures": ["Qwen3ForCausalLM" if qwen else "LlamaForCausalLM"],
-        "model_type": "qwen3" if qwen else "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
-        "attention_dropout": 0.0, "torch_dtype": "float32", "use_cache": True,
-    }
-    if tokenizer is not None:
-        values |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id,
-                   "pad_token_id": tokenizer.pad_id}
-    return values
 
 
 def save_checkpoint(run_dir: RunDir, world: World, manifest: Manifest, model: MiniMindForCausalLM, optimizer: dict,
@@ -109,7 +98,7 @@ def save_checkpoint(run_dir: RunDir, world: World, manifest: Manifest, model: Mi
 
 def _write_main(aside: Path, model: MiniMindForCausalLM, optimizer: dict, trainer: dict, tokenizer: Tokenizer,
                 manifest: Manifest) -> None:
-    save_weights(model.state_dict(), aside / WEIGHTS_FILE)
+    save_weights(model.named_weights(), aside / WEIGHTS_FILE)
     torch.save(optimizer, aside / OPTIMIZER_FILE)
     tokenizer.save(aside)
     for path in aside.iterdir():
@@ -119,7 +108,7 @@ def _write_main(aside: Path, model: MiniMindForCausalLM, optimizer: dict, traine
 
 
 def save_weights(weights: dict[str, Tensor], path: Path) -> None:
-    """The file is a function of the weights alone: names in order, no metadata."""
+    """``weights``: ``named_weights()`` of a model. The file is a function of them alone: in order, no metadata."""
     save_file({name: weights[name].detach().cpu().contiguous() for name in sorted(weights)}, path)
 
 
@@ -203,12 +192,10 @@ def apply_retention(run_dir: RunDir, total_steps: int, keep: int) -> list[Path]:
 
 
 def load_weights(model: MiniMindForCausalLM, directory: Path) -> None:
-    """Raises ``CheckpointError`` where the file is missing or does not fit the model."""
-    try:
-        model.load_weights(load_file(directory / WEIGHTS_FILE))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"The weights in {directory} cannot be used: {str(error).splitlines()[0]}",
-                              hint="Use another checkpoint.") from None
+    """Raises ``CheckpointError`` where the file is missing, or names the first tensor that does not fit the model."""
+    weights = cleaned(read_safetensors(directory / WEIGHTS_FILE), model.config.tie_word_embeddings)
+    check_fit(weights, model.config, directory / WEIGHTS_FILE)
+    model.load_weights(weights)
 
 
 def load_training_state(directory: Path, world: World) -> tuple[dict, dict, dict | None]:

@@ -34,6 +34,7 @@ class World:
         self.local_size = local_size
         self.device = torch.device("cpu")
         self._store = store
+        self._host_group: dist.ProcessGroup | None = None  # beside NCCL, for numbers that the host needs at once
 
     @classmethod
     def from_environment(cls) -> World:
@@ -84,6 +85,8 @@ class World:
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.PrefixStore("pg", self._store),
                                 rank=self.rank, world_size=self.size, timeout=COLLECTIVE_TIMEOUT)
+        if device.type == "cuda":
+            self._host_group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
 
     def sum(self, values: list[Any]) -> list[float]:
         """Element-wise sums over all ranks, in float64; ``values`` may hold scalar tensors."""
@@ -92,6 +95,24 @@ class World:
         if self.is_parallel:
             dist.all_reduce(vector)
         return vector.tolist()
+
+    def agree(self, numbers: Tensor, host: list[float]) -> tuple[Tensor, list[float]]:
+        """Element-wise sums over all ranks: of ``numbers`` [n], float64, which stay on the device, and of ``host``,
+        which the host knows at once.
+
+        Nobody waits for a GPU: NCCL's sum is only begun, and what the host wants to know goes through a group of its
+        own. CPUs do both in one go.
+        """
+        if not self.is_parallel:
+            return numbers, host
+        if self._host_group is not None:
+            asked = torch.tensor(host, dtype=torch.float64)
+            dist.all_reduce(asked, group=self._host_group)
+            dist.all_reduce(numbers)
+            return numbers, asked.tolist()
+        vector = torch.cat([numbers, torch.tensor(host, dtype=torch.float64)])
+        dist.all_reduce(vector)
+        return vector[:len(numbers)], vector[len(numbers):].tolist()
 
     def all_true(self, flag: bool) -> bool:
         return self.sum([0.0 if flag else 1.0])[0] == 0.0 if self.is_parallel else flag

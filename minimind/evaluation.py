@@ -1,9 +1,10 @@
-"""Loss on held-out documents, in nats per token and bits per byte."""
+"""Loss on held-out documents, in nats per token and bits per byte, and when it has stopped getting better."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -43,3 +44,34 @@ class HeldOut:
         loss = nats / max(1, self.targets)
         return {"eval_loss": loss, "perplexity": math.exp(min(loss, 700.0)) if math.isfinite(loss) else loss,
                 "bits_per_byte": nats / math.log(2) / max(1, self.bytes)}
+
+
+@dataclass
+class Patience:
+    """The best of the scheduled evaluations, and how many came after it. ``limit`` of them end the run; 0: never.
+
+    Part of a checkpoint, so that a resumed run counts on. All ranks see the same losses and come to one answer.
+    """
+
+    limit: int
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0
+
+    def see(self, loss: float, step: int) -> bool:
+        """Take in an evaluation; whether it is the best so far. One that is not finite is no improvement."""
+        if math.isfinite(loss) and (self.best is None or loss < self.best):
+            self.best, self.best_step, self.stale = loss, step, 0
+            return True
+        self.stale += 1
+        return False
+
+    @property
+    def is_over(self) -> bool:
+        return 0 < self.limit <= self.stale
+
+    def state_dict(self) -> dict:
+        return {k: v for k, v in asdict(self).items() if k != "limit"}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.best, self.best_step, self.stale = state["best"], state["best_step"], state["stale"]

@@ -5,6 +5,7 @@ Rank 0 alone touches the run directory before training; the other ranks hear fro
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 
 from minimind.cli import Command
 from minimind.config import HARMLESS_KEYS, RunConfig, parse_config
+from minimind.data.mix_option import absolute_mix
 from minimind.errors import CheckpointError, ConfigError, ResumeError
 from minimind.manifest import MANIFEST_FILE, Manifest, newest_valid
 from minimind.resolve import previous
@@ -61,6 +63,9 @@ def open_job(command: Command) -> Job:
     external = command.attempt is not None
     if not external:
         command.values = {k: _absolute(v) if k in PLACES else v for k, v in command.values.items()}
+        if command.values.get("data_mix"):
+            with contextlib.suppress(ValueError):  # the configuration says what is wrong with it
+                command.values["data_mix"] = absolute_mix(command.values["data_mix"])
     run_dir, checkpoint = _find_run(command)
     known = read_json(run_dir.config)
     is_new = not isinstance(known, dict)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100  # target of a position where nothing is learnt
-CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}  # logits of one block: 4 MB (fits a cache) and 256 MB in float32
+CHUNK_LOGITS = {"cpu": 3 << 19, "cuda": 1 << 26}  # logits of one block: 4 MB (fits a cache) and 256 MB in float32
 
 
 def _chunk_rows(weight: Tensor) -> int:
@@ -37,17 +37,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for block in rows.split(_chunk_rows(weight)):
             h, target, mask = x[block], targets[block].clamp(min=0).unsqueeze(1), real[block].unsqueeze(1)
             logits = (h @ small_weight.T).float()
-            log_z = torch.logsumexp(logits, dim=1, keepdim=True)
-            total += ((log_z - logits.gather(1, target)) * mask).sum()
-            # d loss / d logits = softmax - onehot
-            grad = logits.sub_(log_z).exp_()
-            grad.scatter_add_(1, target, torch.full_like(log_z, -1))
-            grad = (grad if x.device.type == "cpu" else grad.mul_(mask)).to(x.dtype)
-            grad_x[block] = grad @ small_weight
+            top, own = logits.amax(1, keepdim=True), logits.gather(1, target)
+            exps = logits.sub_(top).exp_()
+            z = exps.sum(1, keepdim=True)
+            total += ((z.log() + top - own) * mask).sum()
+            # d loss / d logits = exps / z - onehot. Dividing h and the product by z, instead of the logits, saves a
+            # walk over the largest tensor there is.
+            grad = exps.scatter_add_(1, target, -z).to(x.dtype)
+            share = (mask / z).to(x.dtype)
+            grad_x[block] = (grad @ small_weight).mul_(share)
             if x.dtype == weight.dtype:
-                grad_weight.addmm_(grad.T, h)
+                grad_weight.addmm_(grad.T, h * share)
             else:
-                grad_weight += grad.T @ h
+                grad_weight += grad.T @ (h * share)
         ctx.save_for_backward(grad_x, grad_weight)
         return total
 

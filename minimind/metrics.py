@@ -14,6 +14,8 @@ from minimind.events import EventWriter, NullEventWriter
 
 PROGRESS_EVERY_S = 0.5  # between two events of one phase
 CONSOLE_EVERY_S = 2.0
+#: keys of ``metrics`` that depend on the machine and the moment; everything else in it a resumed run repeats exactly
+TIMING_KEYS = ("tokens_per_s", "mfu", "data_wait_share", "memory_peak_bytes")
 
 
 class NullWandb:

@@ -15,6 +15,8 @@ STEP_BYTES = 4  # float32
 #: tensors of one position that a block keeps for its backward pass, in units of hidden_size: norm inputs and
 #: outputs, attention output, residuals
 KEPT_OF_HIDDEN = 8
+#: the same of one expert that a position passes: its row sorted by expert, its output there and back in place
+KEPT_OF_EXPERT = 3
 SMALLEST_RUN_TOKENS_PER_PARAMETER = 2
 
 
@@ -26,6 +28,7 @@ class Preflight:
     preset: str | None = None
     model: dict | None = None
     parameters: int | None = None
+    active_parameters: int | None = None  # that one token passes: fewer with a mixture of experts
     tokens_per_step: int | None = None
     total_steps: int | None = None
     total_tokens: int | None = None
@@ -52,15 +55,17 @@ def preflight(config: RunConfig, *, world_size: int = 1, has_gpu: bool = False, 
     result = Preflight(config.stage_name)
     if not isinstance(config, TrainConfig):
         return result
-    own_data = bool(config.data_path) if own_data is None else own_data
-    preset = config.preset_for(has_gpu=has_gpu and own_data)
+    own_data = config.has_own_data if own_data is None else own_data
+    base = ModelConfig.from_dict(base_model) if base_model is not None else None
+    preset = config.preset_for(has_gpu=has_gpu and own_data, base=base)
     model = _model(config, preset, tokenizer_vocab, base_model)
-    rows = (config.batch_size or preset.batch_size) * (config.accumulation_steps or preset.accumulation_steps)
+    batch_size, _, rows = config.step_shape(preset, world_size)
     seq_len = config.max_seq_len or preset.max_seq_len
     result.preset = preset.name
     result.model = model.as_dict()
     result.parameters = model.num_parameters()
-    result.tokens_per_step = rows * seq_len * world_size
+    result.active_parameters = model.num_active_parameters()
+    result.tokens_per_step = rows * seq_len
     result.flops_per_token = model.flops_per_token(seq_len)
     result.total_steps = _steps(config, dataset_tokens, result.tokens_per_step)
     if result.total_steps is not None:
@@ -68,8 +73,9 @@ def preflight(config: RunConfig, *, world_size: int = 1, has_gpu: bool = False, 
         if config.max_steps is None and dataset_tokens is not None:
             result.total_tokens = min(result.total_tokens, dataset_tokens * config.epochs)
         result.total_flops = result.total_tokens * result.flops_per_token
-    micro_tokens = (config.batch_size or preset.batch_size) * seq_len
-    result.memory = memory_of(model, micro_tokens, optimizer=config.optimizer, half=_is_half(config, has_gpu))
+    micro_tokens = batch_size * seq_len
+    result.memory = memory_of(model, micro_tokens, optimizer=config.optimizer, half=_is_half(config, has_gpu),
+                              gradient_checkpointing=config.gradient_checkpointing)
     result.memory_bytes = sum(result.memory.values())
     result.checkpoint_bytes = result.memory["weights"] + result.memory["optimizer"] + (1 << 20)
     result.disk_bytes = max(2 << 30, result.checkpoint_bytes * (config.keep + 4))
@@ -77,15 +83,22 @@ def preflight(config: RunConfig, *, world_size: int = 1, has_gpu: bool = False, 
     return result
 
 
-def memory_of(model: ModelConfig, micro_tokens: int, *, optimizer: str = "adamw", half: bool = False) -> dict[str, int]:
+def memory_of(model: ModelConfig, micro_tokens: int, *, optimizer: str = "adamw", half: bool = False,
+              gradient_checkpointing: bool = False) -> dict[str, int]:
     """Bytes on one rank while a micro-step of ``micro_tokens`` tokens is trained."""
     parameters = model.num_parameters()
     matrices = parameters - model.vocab_size * model.hidden_size * (1 if model.tie_word_embeddings else 2)
     state = 8 * parameters if optimizer == "adamw" else 8 * (parameters - matrices) + 4 * matrices
     width = 2 if half else STEP_BYTES
     heads = model.head_dim * (2 * model.num_attention_heads + 2 * model.num_key_value_heads)
-    kept = KEPT_OF_HIDDEN * model.hidden_size + 2 * heads + 4 * model.intermediate_size
-    activations = model.num_hidden_layers * kept * width + 4 * model.hidden_size * STEP_BYTES
+    experts = model.num_experts_per_tok + model.num_shared_experts if model.use_moe else 1
+    kept = KEPT_OF_HIDDEN * model.hidden_size + 2 * heads + 4 * model.intermediate_size * experts
+    kept += KEPT_OF_EXPERT * model.hidden_size * model.num_experts_per_tok if model.use_moe else 0
+    if gradient_checkpointing:  # every block's input, and all of the one that is computed again
+        activations = (model.num_hidden_layers * model.hidden_size + kept) * width
+    else:
+        activations = model.num_hidden_layers * kept * width
+    activations += 4 * model.hidden_size * STEP_BYTES
     return {"weights": parameters * STEP_BYTES, "gradients": parameters * STEP_BYTES, "optimizer": state,
             "activations": activations * micro_tokens}
 

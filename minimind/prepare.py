@@ -9,29 +9,37 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minimind.config import RunConfig, TrainConfig
 from minimind.data import starter
 from minimind.data.cache import content_hash, open_cache
-from minimind.data.layouts import detect_layout, iter_rows
+from minimind.data.layouts import data_files, detect_layout, iter_rows
+from minimind.data.mix_option import parse_mix
 from minimind.errors import CheckpointError, ConfigError, DataError
-from minimind.manifest import Manifest, newest_valid
+from minimind.manifest import Manifest
 from minimind.metrics import Reporter
 from minimind.presets import ModelConfig, model_config
 from minimind.stages.base import texts_of
 from minimind.stopping import Stopper
 from minimind.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from minimind.formats.base import Base
+
 DEFAULT_STARTER_MINUTES = 5.0
 TOKENIZER_VERSION = 1
 #: a vocabulary learns nothing from more text than this
 TOKENIZER_TEXT_CHARS = 200_000_000
 CHECK_EVERY_ROWS = 500
+SAY_EVERY_S = 10.0  # between two lines about tokenizing
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Prepared:
     """What rank 0 tells the others before they load anything. Paths are strings: it travels as JSON."""
 
     tokenizer: str
-    cache: str
+    sources: list[dict]  # as ``mixture.Source.open`` reads them
     preset: str
     model: dict
     languages: list[str]
@@ -47,6 +55,34 @@ class Prepared:
     base_weights: str | None = None  # sha256
 
     as_dict = asdict
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One data set of the run as it lies on the disk. ``weight``: its part of a mixture, whatever the others' add up
+    to; ``field``: the option that names it."""
+
+    path: Path
+    weight: Fraction
+    field: str
+
+    @cached_property
+    def layout(self) -> str:
+        return detect_layout(self.path)
+
+    @cached_property
+    def num_bytes(self) -> int:
+        return sum(file.stat().st_size for file in data_files(self.path))
+
+    def check(self, config: RunConfig) -> None:
+        """Raises ``DataError`` where it is missing, or is nothing that the stage can learn from."""
+        if not self.path.exists():
+            raise DataError(f"There is no file or directory {self.path}.", field=self.field,
+                            hint=f"Check --{self.field}.")
+        if self.layout not in config.layouts:
+            raise DataError(f"{self.path.name} has the layout {self.layout}, and the stage {config.stage_name} "
+                            f"needs {' or '.join(config.layouts)}.", field=self.field,
+                            hint="Choose the stage that fits the data, or other data.")
 
 
 class Materials:
@@ -59,24 +95,32 @@ class Materials:
         self.reporter = reporter
         self._stopper = stopper
         self._resume_from = resume_from
+        self.has_gpu = has_gpu
         self.preset = config.preset_for(has_gpu=has_gpu)
 
     @cached_property
     def starter_plan(self) -> starter.Plan | None:
         """Size of the starter world, ``None`` with data of the user's own."""
-        if self.config.data_path is not None:
+        if self.config.has_own_data:
             return None
         minutes = getattr(self.config, "max_minutes", None) or DEFAULT_STARTER_MINUTES
         return starter.plan(minutes, getattr(self.config, "languages", None))
 
     @cached_property
-    def data_path(self) -> Path:
-        plan = self.starter_plan
-        if plan is None:
-            path = Path(str(self.config.data_path))
-            if not path.exists():
-                raise DataError(f"There is no file or directory {path}.", field="data_path", hint="Check --data_path.")
-            return path
+    def data_sets(self) -> list[DataSet]:
+        """What to learn from, one or several. Raises ``DataError``."""
+        if self.config.data_mix is not None:
+            found = [DataSet(Path(path), weight, "data_mix") for path, weight in parse_mix(self.config.data_mix)]
+        else:
+            plan, given = self.starter_plan, self.config.data_path
+            path = Path(str(given)) if plan is None else self._starter(plan)
+            found = [DataSet(path, Fraction(1), "data_path")]
+        for data in found:
+            data.check(self.config)
+        return found
+
+    def _starter(self, plan: starter.Plan) -> Path:
+        """The starter corpus, written now unless it is there."""
         identity = [starter_version(), self.config.starter_part, plan.minutes, plan.languages, self.config.seed]
         name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         path = self.cache_dir / "starter" / f"{self.config.starter_part}-{name}.jsonl"
@@ -90,55 +134,65 @@ class Materials:
         return path
 
     @cached_property
-    def layout(self) -> str:
-        """Layout of the data. Raises ``DataError`` where the stage cannot learn from it."""
-        layout = detect_layout(self.data_path)
-        if layout not in self.config.layouts:
-            raise DataError(f"{self.data_path.name} has the layout {layout}, and the stage {self.config.stage_name} "
-                            f"needs {' or '.join(self.config.layouts)}.", field="data_path",
-                            hint="Choose the stage that fits the data, or other data.")
-        return layout
+    def contents(self) -> list[str]:
+        """Hash of each data set's content."""
+        found = []
+        for data in self.data_sets:
+            self.reporter.phase("import", unit="files", message=f"Reading {data.path}.")
+            found.append(content_hash(data.path, lambda rows, size: self._stopper.check()))
+        return found
 
     @cached_property
-    def content(self) -> str:
-        self.reporter.phase("import", unit="files", message=f"Reading {self.data_path}.")
-        return content_hash(self.data_path, lambda rows, size: self._stopper.check())
-
-    @cached_property
-    def base(self) -> tuple[Path, Manifest] | None:
-        """The checkpoint to start from, verified."""
+    def base(self) -> Base | None:
+        """What to start from, as a verified checkpoint."""
         given = getattr(self.config, "from_weight", None)
         if given in (None, "none"):
             return None
-        path = Path(given)
-        if (path / "checkpoints").is_dir():
-            newest, _ = newest_valid(path)
-            if newest is None:
-                raise CheckpointError(f"The run {path} has no whole checkpoint.", field="from_weight",
-                                      hint="Choose another run.")
-            path = newest
-        if not path.exists():
-            raise CheckpointError(f"There is no checkpoint {path}.", field="from_weight", hint="Check --from_weight.")
-        manifest = Manifest.read(path)
-        manifest.verify(path)
-        return path, manifest
+        from minimind.formats.base import open_base  # imports torch
+
+        self.reporter.phase("import", unit="files", message=f"Reading the weights of {given}.")
+        try:
+            base = open_base(Path(given), self.cache_dir)
+        except CheckpointError as error:
+            error.field = "from_weight"
+            raise
+        for warning in base.warnings:
+            self.reporter.warn(warning)
+        return base
 
     def tokenizer_dir(self) -> Path:
         """Directory of the run's tokenizer: the resumed checkpoint's, the base's, the given one, or one made now."""
         given = Path(self.config.tokenizer) if self.config.tokenizer else None
-        bound = self._resume_from if self._resume_from is not None else self.base[0] if self.base else None
-        if bound is not None:
-            if given is not None and Tokenizer.load(given).fingerprint != Tokenizer.load(bound).fingerprint:
-                raise CheckpointError(f"The tokenizer {given} is not the one that the checkpoint {bound} was trained "
-                                      "with.", field="tokenizer", hint="Leave --tokenizer out: the checkpoint has its "
-                                                                       "own.")
-            return bound
-        return given if given is not None else self.trained_tokenizer()
+        if self._resume_from is not None:
+            bound = self._resume_from
+        elif self.base is not None:
+            if not self.base.has_tokenizer:
+                return self._tokenizer_for(self.base, given)
+            bound = self.base.path
+        else:
+            return given if given is not None else self.trained_tokenizer()
+        if given is not None and Tokenizer.load(given).fingerprint != Tokenizer.load(bound).fingerprint:
+            raise CheckpointError(f"The tokenizer {given} is not the one that the checkpoint {bound} was trained "
+                                  "with.", field="tokenizer", hint="Leave --tokenizer out: the checkpoint has its own.")
+        return bound
+
+    def _tokenizer_for(self, base: Base, given: Path | None) -> Path:
+        """The given tokenizer, where weights came without one: they know the ids of one tokenizer, but not which."""
+        if given is None:
+            raise CheckpointError(f"There is no usable tokenizer with the weights {self.config.from_weight}.",
+                                  field="tokenizer", hint="Name the directory of the tokenizer that they were trained "
+                                                          "with: --tokenizer DIR.")
+        entries, rows = Tokenizer.load(given).vocab_size, base.manifest.model["vocab_size"]
+        if entries > rows:
+            raise CheckpointError(f"The tokenizer {given} has {entries} entries, and the weights "
+                                  f"{self.config.from_weight} know {rows}.", field="tokenizer",
+                                  hint="Name the tokenizer that they were trained with.")
+        return given
 
     def trained_tokenizer(self) -> Path:
         """A vocabulary learnt from the run's data, kept by the content it was learnt from."""
         size = getattr(self.config, "vocab_size", None) or self.preset.model.vocab_size
-        identity = [TOKENIZER_VERSION, self.content, self.layout, size]
+        identity = [TOKENIZER_VERSION, *self._identity_of_texts(), size]
         target = self.cache_dir / "tokenizers" / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
         if target.exists():
             return target
@@ -158,41 +212,51 @@ class Materials:
         self._stopper.check()
         return target
 
+    def _identity_of_texts(self) -> list:
+        """All that decides ``_texts``."""
+        if len(self.data_sets) == 1:
+            return [self.contents[0], self.data_sets[0].layout]
+        return [[content, data.layout, str(data.weight)] for content, data in zip(self.contents, self.data_sets)]
+
     def _texts(self) -> Iterator[str]:
-        chars = 0
-        for number, (_, row) in enumerate(iter_rows(self.data_path, self.layout)):
-            if number % CHECK_EVERY_ROWS == 0:
-                self.reporter.phase("tokenizer", number, unit="rows")
-                self._stopper.check()
-            for text in texts_of(row):
-                chars += len(text)
-                yield text
-            if chars > TOKENIZER_TEXT_CHARS:
-                return
+        """Texts of all data sets, no more of each than its share of what a vocabulary is learnt from."""
+        number = 0
+        weights = sum((data.weight for data in self.data_sets), Fraction(0))
+        for data in self.data_sets:
+            chars, most = 0, TOKENIZER_TEXT_CHARS * data.weight / weights
+            for _, row in iter_rows(data.path, data.layout):
+                if number % CHECK_EVERY_ROWS == 0:
+                    self.reporter.phase("tokenizer", number, unit="rows")
+                    self._stopper.check()
+                number += 1
+                for text in texts_of(row):
+                    chars += len(text)
+                    yield text
+                if chars > most:
+                    break
 
     def prepare(self) -> Prepared:
         """Do all of it for a stage that trains weights."""
         config = self.config
         assert isinstance(config, TrainConfig)
-        layout = self.layout  # says at once what is wrong with the data
+        assert self.data_sets  # says at once what is wrong with the data
         directory = self.tokenizer_dir()
         tokenizer = Tokenizer.load(directory)
         self._stopper.check()
-        cache = open_cache(self.data_path, layout, tokenizer, self.cache_dir, content=self.content,
-                           workers=config.num_workers, progress=self._on_tokenized)
-        self.reporter.log(f"{cache.num_documents:,} documents, {cache.num_tokens:,} tokens.")
+        sources = self._tokenized(tokenizer, config.num_workers)
         # A resumed run has its base's weights in it: the base itself may be gone by now.
         lineage = {"base": None, "base_weights": None}
         if self._resume_from is not None:
             manifest = Manifest.read(self._resume_from)
             model, lineage = self._shape_of(manifest), manifest.lineage
         elif self.base is not None:
-            path, manifest = self.base
-            model = self._shape_of(manifest)
-            lineage = {"base": str(path), "base_weights": manifest.files["model.safetensors"]["sha256"]}
+            model = self._shape_of(self.base.manifest)
+            lineage = {"base": str(self.base.path), "base_weights": self.base.weights_sha256}
         else:
             model = model_config(self.preset.name, config.model_overrides(), tokenizer.vocab_size)
-        return Prepared(tokenizer=str(directory), cache=str(cache.path), preset=self.preset.name,
+        started_from = model if lineage["base"] is not None else None
+        preset = config.preset_for(has_gpu=self.has_gpu, base=started_from)
+        return Prepared(tokenizer=str(directory), sources=sources, preset=preset.name,
                         model=model.as_dict(), languages=self._languages(), **lineage)
 
     def _shape_of(self, manifest: Manifest) -> ModelConfig:
@@ -208,18 +272,62 @@ class Materials:
                                for name, value in wrong.items()])
         return shape
 
-    def _on_tokenized(self, rows: int, size: int) -> None:
-        self.reporter.phase("tokenize", rows, unit="rows", message="Tokenizing.")
-        self._stopper.check()
+    def _tokenized(self, tokenizer: Tokenizer, workers: int) -> list[dict]:
+        """Every data set as tokens, for ``Prepared.sources``."""
+        contents = self.contents
+        progress = Tokenizing(self.reporter, self._stopper, sum(data.num_bytes for data in self.data_sets))
+        names = [data.path.name for data in self.data_sets]
+        found = []
+        for data, content in zip(self.data_sets, contents):
+            cache = open_cache(data.path, data.layout, tokenizer, self.cache_dir, content=content, workers=workers,
+                               progress=progress.tell)
+            progress.next(data.num_bytes)
+            name = data.path.name if names.count(data.path.name) == 1 else str(data.path)
+            self.reporter.log(f"{name}: {cache.num_documents:,} documents, {cache.num_tokens:,} tokens.")
+            found.append({"name": name, "cache": str(cache.path), "weight": str(data.weight)})
+        return found
 
     def _languages(self) -> list[str]:
         """Languages in which to ask for samples: the starter plan's, else a guess from the data's first rows."""
         if self.starter_plan is not None:
             return list(self.starter_plan.languages)
-        text = "".join(t for _, (_, row) in zip(range(20), iter_rows(self.data_path, self.layout))
-                       for t in texts_of(row))[:20_000]
+        text = "".join("".join(t for _, (_, row) in zip(range(20), iter_rows(data.path, data.layout))
+                               for t in texts_of(row))[:20_000] for data in self.data_sets)
         chinese = sum("\u4e00" <= c <= "\u9fff" for c in text)
         return ["zh"] if chinese > 0.2 * max(1, len(text)) else ["en"]
+
+
+class Tokenizing:
+    """Progress in bytes of the files, with the rate and the time that is left. Data sets that are found tokenized
+    count as done and say nothing of the rate."""
+
+    def __init__(self, reporter: Reporter, stopper: Stopper, total_bytes: int):
+        self.reporter = reporter
+        self.stopper = stopper
+        self.total = total_bytes
+        self.before = self.found = self.now = 0  # bytes of earlier data sets, of the found ones, of this one
+        self.began = self.said = time.monotonic()
+
+    def tell(self, rows: int, done: int) -> None:
+        """``done``: bytes of this data set. Raises ``StopRequested``."""
+        now = time.monotonic()
+        self.now = done
+        place = self.before + done
+        worked_s = now - self.began
+        message = f"Tokenizing {self.total / 1e6:,.1f} MB."
+        if worked_s > 1:
+            rate = (place - self.found) / worked_s
+            message = f"Tokenizing: {rate / 1e6:.1f} MB/s, {(self.total - place) / rate:,.0f} s left."
+        if now - self.said > SAY_EVERY_S:
+            self.said = now
+            self.reporter.say(f"{place / self.total:.0%}. {message}")
+        self.reporter.phase("tokenize", place / 1e6, self.total / 1e6, "MB", message)
+        self.stopper.check()
+
+    def next(self, num_bytes: int) -> None:
+        self.before += num_bytes
+        self.found += num_bytes if self.now == 0 else 0
+        self.now = 0
 
 
 def starter_version() -> str:

@@ -18,7 +18,7 @@ from minimind.checkpoint import FULL_DISK, SaveFailed, load_weights, remove_left
 from minimind.cli import Command
 from minimind.config import TrainConfig
 from minimind.control import ControlReader
-from minimind.data.cache import TokenCache
+from minimind.data.mixture import Source, fingerprint
 from minimind.device import choose_device, choose_dtype, make_repeatable
 from minimind.distributed import World, threads_per_rank
 from minimind.errors import ConfigError, DiskFullError, MiniMindError
@@ -33,6 +33,7 @@ from minimind.run_dir import AttemptDir, RunDir
 from minimind.samples import Samples
 from minimind.stages.base import Stage
 from minimind.stages.pretrain import Pretrain
+from minimind.stages.report import in_words
 from minimind.stages.sft import Sft
 from minimind.stages.tokenizer import run as make_tokenizer
 from minimind.stopping import SignalFlag, Stopper, StopRequested, Superseded
@@ -171,10 +172,10 @@ class Session:
         config = job.config
         assert isinstance(config, TrainConfig)
         device = choose_device(config.device, self.world.local_rank)
-        dtype = choose_dtype(config.dtype, device)
+        dtype, dtype_reason = choose_dtype(config.dtype, device)
         kernel = choose_kernel(config.attention, device, dtype)
         make_repeatable(device)
-        self._warn_about_options(config, device, dtype)
+        self._warn_about_options(config)
         if config.use_wandb and self.world.is_main:
             import_wandb()  # its absence is better said now than after the data is prepared
         stopper = self._stopper(job)
@@ -184,20 +185,22 @@ class Session:
 
         stage = TRAINING_STAGES[config.stage_name]
         tokenizer = Tokenizer.load(prepared.tokenizer)
-        cache = TokenCache(Path(prepared.cache))
+        sources = [Source.open(described) for described in prepared.sources]
         preset = PRESETS[prepared.preset]
         max_seq_len = config.max_seq_len or preset.max_seq_len
         resolution.check_positions(max_seq_len, prepared.model["max_position_embeddings"])
-        data = stage.data(cache, max_seq_len, config.eval_fraction)
+        data = stage.data(sources, max_seq_len, config.eval_fraction)
+        self.reporter.say(line := in_words(data.report))
+        self.reporter.event("log", {"message": line, "data": data.report})
         for warning in data.warnings:
             self.reporter.warn(warning)
 
         old = resolution.previous(job.run_dir, job.attempt.number)
         resolved = resolution.resolve(
             config, preset=preset, model=prepared.model, world_size=self.world.size, device=device.type,
-            dtype=str(dtype).removeprefix("torch."), attention=kernel,
+            dtype=str(dtype).removeprefix("torch."), dtype_reason=dtype_reason, attention=kernel,
             threads=threads_per_rank(self.world, external=job.external), rows=len(data.train),
-            data_fingerprint=cache.fingerprint, tokenizer_fingerprint=tokenizer.fingerprint,
+            data_fingerprint=fingerprint(sources), tokenizer_fingerprint=tokenizer.fingerprint,
             base_weights=prepared.base_weights, old=old, allow_changes=job.allow_changes)
         changes = resolution.check_same(old, resolved, allow_changes=job.allow_changes) if old else []
         for change in changes:
@@ -212,9 +215,12 @@ class Session:
                           held_out=held_out, samples=Samples(stage, tokenizer, prepared.languages), lineage=lineage)
         if prepared.base and job.resume_from is None:
             load_weights(trainer.model, Path(prepared.base))
-        trainer.settle()
+        if resolved["use_compile"] is None:
+            compiled, reason = resolution.decide_compile(config, resolved, trainer.rehearsal.glance)
+            resolved |= {"use_compile": compiled, "compile_reason": reason}
+        trainer.get_ready()
         if resolved["total_steps"] is None:
-            s_per_step = trainer.measure()
+            s_per_step = trainer.rehearsal.measure()
             resolved["total_steps"] = resolution.budget_steps(config, resolved["steps_per_epoch"], s_per_step)
             resolved["s_per_step"] = s_per_step
             self.reporter.log(f"A step takes {s_per_step:.3f} s: {config.max_minutes:g} minutes are "
@@ -231,18 +237,18 @@ class Session:
         self.has_begun = True
         return trainer.run()
 
-    def _warn_about_options(self, config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None:
+    def _warn_about_options(self, config: TrainConfig) -> None:
         if config.wandb_project and not config.use_wandb:
             self.reporter.warn("--wandb_project has no effect without --use_wandb.")
-        if device.type == "cpu" and dtype == torch.bfloat16:
-            self.reporter.warn("bfloat16 is many times slower than float32 on most CPUs.")
 
     def _describe(self, resolved: dict) -> None:
         self.reporter.log(
             f"{resolved['parameters']:,} parameters ({resolved['preset']}), {resolved['rows']:,} rows of "
             f"{resolved['max_seq_len']} tokens, {resolved['rows_per_step']} rows a step, {resolved['total_steps']} "
             f"steps, {resolved['device']} x {resolved['world_size']} with {resolved['threads_per_rank']} threads, "
-            f"{resolved['dtype']}, attention {resolved['attention']} ({resolved['attention_reason']}).")
+            f"{resolved['dtype']} ({resolved['dtype_reason']}), attention {resolved['attention']} "
+            f"({resolved['attention_reason']}), {'compiled' if resolved['use_compile'] else 'not compiled'} "
+            f"({resolved['compile_reason']}).")
 
     # -- ways out -----------------------------------------------------------------------------------------
 

@@ -1,57 +1,57 @@
 """The one training loop. A stage brings rows and prompts; everything else is the same for all of them.
 
-A step is an optimizer step over one *window* of ``rows_per_step`` rows: micro-steps on every rank, gradients
-averaged over the real target tokens of the whole window and all ranks, clipped, applied. What a step computes
-depends on the step's number and the weights alone, so a resumed run is the uninterrupted one, bit for bit.
+A step (minimind/step.py) is an optimizer step over one *window* of ``rows_per_step`` rows: micro-steps on every rank,
+gradients averaged over the real target tokens of the whole window and all ranks, clipped, applied. What a step
+computes depends on the step's number and the weights alone, so a resumed run is the uninterrupted one, bit for bit.
+
+On a GPU the loop is one step ahead: while a step is computed, the next one is handed to the GPU, and its numbers are
+reported when they have arrived. Whatever looks at the weights (a save, an evaluation, a sample, the end) waits first.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 import minimind
 from minimind import resolve as resolution
-from minimind.attention import Segments
 from minimind.checkpoint import (
     SaveFailed,
     apply_retention,
     load_training_state,
     load_weights,
-    random_state,
     save_checkpoint,
     set_random_state,
 )
 from minimind.config import TrainConfig
 from minimind.control import Wish
-from minimind.data.packing import IGNORE, Rows
-from minimind.data.sampler import Sampler, Window, micro_batches
+from minimind.data.packing import Rows
+from minimind.data.sampler import Sampler, Window
 from minimind.distributed import World
 from minimind.errors import MiniMindError
-from minimind.evaluation import HeldOut
+from minimind.evaluation import HeldOut, Patience
 from minimind.manifest import Manifest
 from minimind.metrics import Reporter
 from minimind.model import MiniMindForCausalLM
 from minimind.optim import Optimizer, learning_rate_at
 from minimind.presets import ModelConfig
+from minimind.rehearsal import Rehearsal
 from minimind.run_dir import RunDir
 from minimind.samples import Samples
-from minimind.stopping import Stopper, StopRequested, agreed, refuse_superseded
+from minimind.speed import Meter, matmul_peak
+from minimind.step import Numbers, Outcome, Stepper
+from minimind.stopping import Stopper, agreed, refuse_superseded
 from minimind.tokenizer import Tokenizer
 
 MAX_SKIPPED_STEPS = 10  # in a row, before a run whose numbers are not finite is given up
 SAVE_EVERY_S = 600.0  # without --save_interval
-MEASURE_S = 3.0  # of throwaway steps for --max_minutes
-MEASURE_STEPS = (3, 20)
 SLOW_S = 1.0  # a save or evaluation that takes longer is shown as a phase
 
 
@@ -70,15 +70,17 @@ class Verdict:
     checkpoint: Path | None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Step:
-    """What one window came to, equal on all ranks. ``loss`` in nats per target token."""
+    """A step that was handed to the device. What the ranks agreed on is known; its numbers may be on their way."""
 
-    loss: float
-    grad_norm: float
+    window: Window
+    learning_rate: float
+    numbers: Numbers
+    tokens: int  # of this step
+    all_tokens: int  # of the run up to here
     wish: Wish
-    save_due: bool
-    finite: bool
+    save_due: bool  # by the clock
 
 
 class Trainer:
@@ -99,19 +101,18 @@ class Trainer:
         self.held_out = held_out
         self.samples = samples
         self.lineage = lineage
-        self.sampler = Sampler(len(train_rows), resolved["rows_per_step"], config.seed)
-        self.dtype = getattr(torch, resolved["dtype"])
+        self.sampler = Sampler(len(train_rows), resolved["rows_per_step"], config.seed, train_rows.mixture)
 
-        self.model = MiniMindForCausalLM(ModelConfig.from_dict(resolved["model"])).to(world.device)
-        if config.use_compile:
-            for layer in self.model.model.layers:
-                layer.mlp.compile(dynamic=True)
+        self.model = MiniMindForCausalLM(ModelConfig.from_dict(resolved["model"]), config.dropout).to(world.device)
+        self.model.gradient_checkpointing = config.gradient_checkpointing
         self.optimizer = Optimizer(self.model, config.optimizer, weight_decay=config.weight_decay,
                                    beta2=config.adam_beta2)
-        self.scaler = self._new_scaler()
-        self.parallel: torch.nn.Module = self.model
-        if world.is_parallel:
-            self.parallel = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+        self.stepper = Stepper(self.model, self.optimizer, world, train_rows, dtype=getattr(torch, resolved["dtype"]),
+                               attention=resolved["attention"], batch_size=resolved["batch_size"],
+                               grad_clip=config.grad_clip)
+        self.rehearsal = Rehearsal(self.stepper, self.sampler, self._ask)
+        self.patience = Patience(config.early_stop)
+        self.ahead = 1 if world.device.type == "cuda" else 0  # steps whose numbers may be on their way
 
         self.step = 0
         self.tokens = 0
@@ -119,164 +120,148 @@ class Trainer:
         self.eval_loss: float | None = None  # of this very step
         self.skipped = 0  # steps in a row whose numbers were not finite
         self.saved: Path | None = None  # the newest checkpoint of the run
+        self._on_the_way: deque[Step] = deque()
         self._save_s = self._eval_s = 0.0
         self._saved_at = time.monotonic()
+        self._seed_rank()
 
-    def _new_scaler(self) -> torch.amp.GradScaler | None:
-        """float16 alone needs its loss scaled."""
-        if self.dtype != torch.float16:
-            return None
-        return torch.amp.GradScaler(self.world.device.type, init_scale=2.0**14)
+    def _seed_rank(self) -> None:
+        """Ranks start from equal weights and draw different dropout."""
+        seed = np.random.SeedSequence([self.config.seed, self.world.rank, self.step]).generate_state(1, np.uint64)[0]
+        torch.manual_seed(int(seed >> np.uint64(1)))
 
     # -- before step 1 ------------------------------------------------------------------------------------
 
-    def settle(self) -> None:
-        """Two throwaway backward passes: DDP regroups its gradient buckets after the first. Always, so that a
-        fresh and a resumed process sum gradients in one order. Nothing of them is left."""
-        for _ in range(2):
-            self._nll(self.parallel, self._batch(self.rows, np.zeros(0, dtype=np.int64))).backward()
-        self.optimizer.zero_grad()
-
-    def measure(self) -> float:
-        """Seconds of one step, from throwaway steps; weights, optimizer and random state are put back."""
-        weights = {name: value.clone() for name, value in self.model.state_dict().items()}
-        rng = random_state(self.world.device)
-        fewest, most = MEASURE_STEPS
-        times: list[float] = []
-        while len(times) <= fewest or (len(times) <= most and sum(times[1:]) < MEASURE_S):
-            start = time.perf_counter()
-            done = self._accumulate(self.sampler.window(1 + len(times) % self.sampler.steps_per_epoch))
-            self.optimizer.step(0.0, self.scaler)
-            if self.scaler is not None:
-                self.scaler.update()
-            self.optimizer.zero_grad()
-            refuse_superseded(done.wish)
-            if done.wish.command != "none":
-                raise StopRequested(done.wish)
-            times.append(self.world.sum([time.perf_counter() - start if self.world.is_main else 0.0])[0])
-        self.model.load_state_dict(weights)
-        self.optimizer.forget()
-        self.scaler = self._new_scaler()
-        set_random_state(rng, self.world.device)
-        return sum(times[1:]) / len(times[1:])  # the first one warms up
+    def get_ready(self) -> None:
+        """Compile, wrap the model for several ranks, and settle. Always the same, so that a fresh and a resumed
+        process compute alike."""
+        peak = 1.0
+        if self.world.is_main:
+            peak = self.world.size * matmul_peak(self.world.device, self.stepper.dtype, torch.get_num_threads())
+        flops = self.model.config.flops_per_token(self.rows.mean_piece_length)
+        self.meter = Meter(flops, peak, self.world.device)
+        self.stepper.reading = self.meter.reading
+        if self.resolved["use_compile"]:
+            self.reporter.say("Compiling the model: half a minute to a minute, less when it was compiled before.")
+            self.model.compile_blocks()
+        self.stepper.wrap()
+        self.rehearsal.settle()
+        if self.resolved["use_compile"]:
+            self.reporter.log(f"Compiled in {self.rehearsal.warm_up():.1f} s.")
 
     def load(self, checkpoint: Path) -> None:
         """Continue from a verified checkpoint."""
         load_weights(self.model, checkpoint)
         optimizer, state, rng = load_training_state(checkpoint, self.world)
         self.optimizer.load_state_dict(optimizer)
-        if self.scaler is not None and state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
-        if rng is not None:
-            set_random_state(rng, self.world.device)
+        if self.stepper.scaler is not None and state["scaler"]:
+            self.stepper.scaler.load_state_dict(state["scaler"])
         self.step, self.tokens = state["step"], state["tokens"]
         self.loss, self.skipped = state["loss"], state["skipped"]
+        if "patience" in state:
+            self.patience.load_state_dict(state["patience"])
         self.saved = checkpoint
+        if rng is not None:
+            set_random_state(rng, self.world.device)
+        else:  # there was no such rank
+            self._seed_rank()
 
     # -- the loop -----------------------------------------------------------------------------------------
 
     def run(self) -> Verdict:
-        """Train to the last step or to a granted wish. Raises ``DivergedError``."""
+        """Train to the last step, to the end of patience or to a granted wish. Raises ``DivergedError``."""
         total = self.resolved["total_steps"]
         every = resolution.intervals(self.config, total)
         self._tell_position()
         self.reporter.phase("train", self.step, total, "steps", message=f"Training: {total} steps.")
-        trained_s, tokens_before = 0.0, self.tokens  # since the last metrics; saves and evaluations do not count
-        while self.step < total:
-            window = self.sampler.window(self.step + 1)
-            start = time.perf_counter()
-            done = self._train(window, total)
+        self.meter.skip()
+        while self.step < total and not self.patience.is_over:
+            done = self._train(self.sampler.window(self.step + 1))
             refuse_superseded(done.wish)
-            trained_s += time.perf_counter() - start
-            self.step, self.loss, self.eval_loss = window.step, done.loss, None
-            self.tokens += int(self.rows.tokens[window.rows].sum())
-            self._tell_position()
-            last = self.step == total
-            if last or self.step == 1 or self.step % self.config.log_interval == 0:
-                speed = (self.tokens - tokens_before) / trained_s
-                self.reporter.metrics({"loss": _finite(done.loss), "lr": self._learning_rate(self.step, total),
-                                       "grad_norm": _finite(done.grad_norm), "tokens_per_s": round(speed, 1),
-                                       "epoch": window.epoch}, total, last=last)
-                trained_s, tokens_before = 0.0, self.tokens
+            self.step, self.tokens, self.eval_loss = done.window.step, done.all_tokens, None
+            is_last = self.step == total
             pausing = done.wish.command != "none"
-            save_due = last or (self.step % every["save_interval"] == 0 if every["save_interval"] else done.save_due)
-            if self.held_out and every["eval_interval"] and (
-                    save_due or self.step % every["eval_interval"] == 0):
+            save_due = is_last or (self.step % every["save_interval"] == 0 if every["save_interval"] else done.save_due)
+            scheduled = bool(self.held_out and every["eval_interval"]) and (
+                is_last or self.step % every["eval_interval"] == 0)
+            evaluates = scheduled or bool(save_due and self.held_out and every["eval_interval"])
+            speaks = bool(every["sample_interval"]) and (is_last or self.step % every["sample_interval"] == 0)
+            looks = save_due or evaluates or speaks or pausing
+            self._report(keep=0 if looks else self.ahead)
+            if evaluates:
                 self._evaluate()
-            if every["sample_interval"] and (last or self.step % every["sample_interval"] == 0):
+            if scheduled and self.patience.see(self.eval_loss, self.step):
+                save_due = save_due or self.config.save_best or self.config.early_stop > 0
+            if speaks:
                 self._speak()
-            if last:
+            if is_last or self.patience.is_over:
                 return self._finish()
             if pausing and (verdict := self._grant(done.wish)):
                 return verdict
             if save_due and not pausing:
                 self._save_or_skip()
+            if looks:
+                self.meter.skip()
         return Verdict("completed", self.step, self.saved)
 
-    def _train(self, window: Window, total: int) -> Step:
-        """One optimizer step. A step whose numbers are not finite changes nothing and is counted."""
-        done = self._accumulate(window)
-        if done.finite:
-            self.optimizer.step(self._learning_rate(window.step, total), self.scaler)
-        if self.scaler is not None:
-            self.scaler.update()
-        self.optimizer.zero_grad()
-        if done.finite:
-            self.skipped = 0
-        else:
-            self.skipped += 1
-            if self.scaler is None or self.skipped > 2:  # a scaler finds its scale by trying
-                self.reporter.warn(f"Step {window.step} was skipped: its loss or gradient is not finite.")
-            if self.skipped >= MAX_SKIPPED_STEPS:
-                raise DivergedError(
-                    f"The loss or the gradient was not finite in {MAX_SKIPPED_STEPS} steps in a row (the last is step "
-                    f"{window.step}).", hint="Start again with a smaller learning_rate, or from an earlier checkpoint.")
-        return done
+    def _train(self, window: Window) -> Step:
+        """Hand one optimizer step to the device."""
+        learning_rate = self._learning_rate(window.step)
+        numbers, asked = self.stepper.take(window, learning_rate, self._ask)
+        tokens = int(self.rows.tokens[window.rows].sum())
+        step = Step(window, learning_rate, numbers, tokens, self.tokens + tokens, agreed(*asked[:2]), asked[2] > 0)
+        self._on_the_way.append(step)
+        return step
 
-    def _accumulate(self, window: Window) -> Step:
-        """Gradients of one window, averaged over its target tokens and clipped; equal on every rank."""
-        batches = micro_batches(window.rows, self.resolved["batch_size"], self.world.rank, self.world.size)
-        targets = max(1, int(self.rows.targets[window.rows].sum()))
-        scale = self.world.size / targets  # DDP averages over ranks; we want the sum
-        nats = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        for number, rows in enumerate(batches):
-            syncs = number == len(batches) - 1
-            with nullcontext() if syncs or not self.world.is_parallel else self.parallel.no_sync():  # type: ignore
-                nll = self._nll(self.parallel, self._batch(self.rows, rows))
-                loss = nll * scale
-                (self.scaler.scale(loss) if self.scaler is not None else loss).backward()
-            nats += nll.detach()
-        if self.scaler is not None:
-            for part in self.optimizer.parts.values():
-                self.scaler.unscale_(part)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
+    def _ask(self) -> list[float]:
+        """What this rank says at the end of a window; the sums over all ranks decide what they do next."""
         due = self.world.is_main and time.monotonic() - self._saved_at > SAVE_EVERY_S
-        # The one wait for the device in a step, and the one place where ranks agree on what comes next.
-        total_nats, norms, code, signals, dues = self.world.sum([
-            nats, norm, self.stopper.code() if self.world.is_main else 0, self.stopper.flag.raised, due])
-        loss_mean, grad_norm = total_nats / targets, norms / self.world.size
-        return Step(loss_mean, grad_norm, agreed(code, signals), dues > 0,
-                    math.isfinite(loss_mean) and math.isfinite(grad_norm))
+        return [float(self.stopper.code() if self.world.is_main else 0), float(self.stopper.flag.raised), float(due)]
 
-    def _batch(self, rows: Rows, numbers: np.ndarray) -> tuple[Tensor, Tensor, Segments]:
-        """Rows as one stream: ids [1, N], targets [1, N], documents. No rows: one token that teaches nothing."""
-        if len(numbers):
-            tokens, targets, lengths = rows.read(numbers)
-        else:
-            tokens, targets, lengths = np.zeros(1, np.int64), np.full(1, IGNORE, np.int64), [1]
-        device = self.world.device
-        ids, labels = (torch.from_numpy(x)[None] for x in (tokens, targets))
-        if device.type == "cuda":
-            ids, labels = (x.pin_memory().to(device, non_blocking=True) for x in (ids, labels))
-        return ids, labels, Segments(tuple(lengths), self.resolved["attention"])
+    def _report(self, keep: int) -> None:
+        """Take in the numbers of all steps on their way but the last ``keep``."""
+        while len(self._on_the_way) > keep:
+            step = self._on_the_way.popleft()
+            outcome = self.stepper.outcome(step.numbers, step.window)
+            self.reporter.step, self.reporter.tokens = step.window.step, step.all_tokens
+            self.loss = outcome.loss
+            self.meter.add(step.tokens)
+            self._check(outcome, step.window.step)
+            total = self.resolved["total_steps"]
+            last = step.window.step == total
+            if last or step.window.step == 1 or step.window.step % self.config.log_interval == 0:
+                self.reporter.metrics(self._metrics(step, outcome), total, last=last)
+        self._tell_position()
 
-    def _nll(self, model: torch.nn.Module, batch: tuple[Tensor, Tensor, Segments]) -> Tensor:
-        """Summed cross entropy of a batch in nats."""
-        ids, targets, segments = batch
-        with torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return model(ids, segments=segments, targets=targets)
+    def _metrics(self, step: Step, outcome: Outcome) -> dict:
+        values = {"loss": _finite(outcome.loss), "lr": step.learning_rate, "grad_norm": _finite(outcome.grad_norm),
+                  "epoch": step.window.epoch, **self.meter.metrics(),
+                  "learnt_share": round(int(self.rows.targets[step.window.rows].sum()) / step.tokens, 4)}
+        if outcome.balance_loss is not None:
+            values |= {"balance_loss": _finite(outcome.balance_loss), "expert_load_max": outcome.expert_load_max}
+        return values
 
-    def _learning_rate(self, step: int, total: int) -> float:
+    def _check(self, outcome: Outcome, step: int) -> None:
+        """A step whose numbers are not finite changed nothing; count it. All ranks see the same numbers."""
+        if outcome.is_finite:
+            self.skipped = 0
+            return
+        self.skipped += 1
+        scaler = self.stepper.scaler  # it finds its scale by trying: gradients that overflow are its ordinary work
+        if self.config.nan_policy == "stop" and (scaler is None or not math.isfinite(outcome.loss)):
+            raise DivergedError(f"Step {step} was not finite (loss {outcome.loss:g}, gradient norm "
+                                f"{outcome.grad_norm:g}), and nan_policy is stop.",
+                                hint="Start again with a smaller learning_rate, or from an earlier checkpoint; "
+                                     "nan_policy skip leaves single steps out.")
+        if scaler is None or self.skipped > 2:
+            self.reporter.warn(f"Step {step} was skipped: its loss or gradient is not finite.")
+        if self.skipped >= MAX_SKIPPED_STEPS:
+            raise DivergedError(
+                f"The loss or the gradient was not finite in {MAX_SKIPPED_STEPS} steps in a row (the last is step "
+                f"{step}).", hint="Start again with a smaller learning_rate, or from an earlier checkpoint.")
+
+    def _learning_rate(self, step: int) -> float:
+        total = self.resolved["total_steps"]
         warmup = round(self.config.warmup_fraction * total)
         return learning_rate_at(step, total, self.resolved["learning_rate"], warmup, self.config.min_lr_fraction)
 
@@ -287,8 +272,9 @@ class Trainer:
         start = time.perf_counter()
         if self._eval_s > SLOW_S:
             self.reporter.phase("eval", self.step, None, "steps")
-        result = self.held_out.evaluate(lambda rows, batch: self._nll(self.model, self._batch(rows, batch)),
-                                        self.world)
+        with self.stepper.resting():
+            result = self.held_out.evaluate(
+                lambda rows, batch: self.stepper.losses(self.model, self.stepper.batch(batch, rows)).nll, self.world)
         self.eval_loss = result["eval_loss"]
         self.reporter.event("eval", result)
         self.reporter.wandb.log(result, self.step)
@@ -300,13 +286,17 @@ class Trainer:
         if not self.world.is_main:
             return
         try:
-            for index, (prompt, text) in enumerate(self.samples.speak(self.model)):
-                self.reporter.event("sample", {"prompt": prompt, "text": text, "prompt_index": index})
+            with self.stepper.resting():
+                for index, (prompt, text) in enumerate(self.samples.speak(self.model)):
+                    self.reporter.event("sample", {"prompt": prompt, "text": text, "prompt_index": index})
         except MiniMindError as error:  # weights that are not finite: the loop has its own word on that
             self.reporter.warn(f"No sample at step {self.step}: {error.message}")
 
     def _finish(self) -> Verdict:
         """The last step's checkpoint must exist: a full disk is an error here."""
+        if self.step < self.resolved["total_steps"]:
+            self.reporter.log(f"Stopped early: the last {self.patience.stale} evaluations were not better than "
+                              f"{self.patience.best or math.nan:.4f} at step {self.patience.best_step}.")
         self.reporter.phase("save", self.step, self.step, "steps")
         self._save()
         return Verdict("completed", self.step, self.saved)
@@ -350,17 +340,18 @@ class Trainer:
             data_fingerprint=resolved["data_fingerprint"], tokenizer_fingerprint=resolved["tokenizer_fingerprint"],
             lineage=self.lineage, versions=versions(), created_at=round(time.time(), 3))
         state = {"step": self.step, "tokens": self.tokens, "loss": _finite(self.loss), "skipped": self.skipped,
-                 "scaler": self.scaler.state_dict() if self.scaler is not None else None,
+                 "scaler": self.stepper.scaler.state_dict() if self.stepper.scaler is not None else None,
+                 "patience": self.patience.state_dict(),
                  "sampler": {"position": self.sampler.position_after(self.step), "seed": self.config.seed,
                              "rows": len(self.rows), "rows_per_step": resolved["rows_per_step"]},
-                 "learning_rate": self._learning_rate(self.step, resolved["total_steps"]),
+                 "learning_rate": self._learning_rate(self.step),
                  "total_steps": resolved["total_steps"]}
         self.saved = save_checkpoint(self.run_dir, self.world, manifest, self.model, self.optimizer.state_dict(),
                                      state, self.tokenizer)
         if self.world.is_main:
             self.reporter.event("checkpoint", {
                 "path": f"checkpoints/{self.saved.name}", "bytes": manifest.bytes, "eval_loss": manifest.eval_loss,
-                "loss": manifest.loss})
+                "loss": manifest.loss, "best": self.patience.best_step == self.step})
             for path in apply_retention(self.run_dir, resolved["total_steps"], self.config.keep):
                 self.reporter.log(f"Deleted {path.name} to keep within the space for checkpoints.")
         self._saved_at = time.monotonic()

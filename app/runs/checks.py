@@ -15,7 +15,7 @@ from app.core.models import Checkpoint, Dataset, Host, TokenizerRow
 from app.core.rest import find, is_plain
 from minimind.config import RunConfig, TrainConfig, parse_api_config, stage_class
 from minimind.errors import ConfigError, MiniMindError
-from minimind.presets import MODEL_FIELDS
+from minimind.presets import MODEL_FIELDS, ModelConfig
 from minimind.run_dir import read_json
 
 
@@ -164,7 +164,9 @@ def _fits_base(base: Checkpoint, manifest: Any, tokenizer: TokenizerRow | None, 
                                       "nothing with this one.",
                   "Leave tokenizer out to keep the checkpoint's own, or start without a base checkpoint.")
     shape = manifest.get("model") if isinstance(manifest, dict) else None
-    for name in MODEL_FIELDS if isinstance(shape, dict) else ():
-        if config.get(name) is not None and name in shape and config[name] != shape[name]:
-            found.say(f"config.{name}", f"{name} of the base checkpoint is {shape[name]} and cannot be changed.",
+    model = ModelConfig.from_dict(shape) if isinstance(shape, dict) else None
+    for name in MODEL_FIELDS if model is not None else ():
+        has = getattr(model, name)
+        if config.get(name) not in (None, False, has):  # use_moe off asks nothing
+            found.say(f"config.{name}", f"{name} of the base checkpoint is {has} and cannot be changed.",
                       f"Leave {name} out, or start without a base checkpoint.")

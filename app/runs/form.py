@@ -34,7 +34,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Field:
-    """One option. ``kind`` is integer, number, text, flag, choice or choices."""
+    """One option. ``kind`` is integer, number, text, flag, switch (a flag that may also be left alone), choice or
+    choices."""
 
     name: str
     label: str
@@ -109,6 +110,10 @@ def _field(name: str, schema: dict[str, Any], value: str | None, tokenizers: lis
     inner, is_nullable = _without_null(schema)
     default = text_of(schema.get("default"))
     kind, options = _kind(inner), _options(inner, default, is_nullable)
+    if kind == "flag" and is_nullable:
+        kind = "switch"
+        options = [Choice(v, label) for v, label in (("", i18n.gettext("auto")), ("1", i18n.gettext("on")),
+                                                     ("0", i18n.gettext("off")))]
     if name == "preset":
         kind, options = "choice", preset_choices()
     elif name == "tokenizer":
@@ -118,7 +123,7 @@ def _field(name: str, schema: dict[str, Any], value: str | None, tokenizers: lis
         value = default
     elif kind == "choices":
         value = ",".join(v for v in value.split(",") if v in known)
-    elif kind == "flag":
+    elif kind == "flag" or (kind == "switch" and value):
         value = "1" if value.lower() in ("1", "true", "yes", "on") else "0"
     return Field(name=name, label=label_of(name), help=i18n.gettext(schema.get("description") or name),
                  unit=schema.get("unit") or "", group=schema.get("group") or "options", kind=kind, default=default,
@@ -225,12 +230,17 @@ def label_of(name: str) -> str:
         "hidden_size": _("Hidden size"), "num_hidden_layers": _("Layers"), "num_attention_heads": _("Attention heads"),
         "num_key_value_heads": _("Key/value heads"), "head_dim": _("Head dimension"),
         "intermediate_size": _("Intermediate size"), "rope_theta": _("RoPE theta"),
+        "rope_scaling_factor": _("YaRN factor"), "num_experts": _("Experts"),
+        "num_experts_per_tok": _("Experts for each token"), "router_aux_loss_coef": _("Weight of the balance loss"),
         "use_moe": _("Mixture of experts"), "max_seq_len": _("Sequence length"),
         "eval_fraction": _("Held-out share"), "epochs": _("Passes"), "max_steps": _("Steps"),
         "max_minutes": _("Minutes"), "batch_size": _("Batch size"), "accumulation_steps": _("Accumulation steps"),
         "learning_rate": _("Learning rate"), "warmup_fraction": _("Warm-up share"),
         "min_lr_fraction": _("Final learning rate share"), "weight_decay": _("Weight decay"),
         "adam_beta2": _("AdamW beta 2"), "grad_clip": _("Gradient clipping"), "optimizer": _("Optimizer"),
+        "early_stop": _("Early stop"), "batch_tokens": _("Batch size in tokens"), "dropout": _("Dropout"),
+        "nan_policy": _("Steps that are not finite"), "save_best": _("Save the best"),
+        "gradient_checkpointing": _("Gradient checkpointing"),
         "dtype": _("Number format"), "attention": _("Attention kernel"), "use_compile": _("Compile the model"),
         "log_interval": _("Log interval"), "save_interval": _("Save interval"),
         "eval_interval": _("Evaluation interval"), "sample_interval": _("Sample interval"),

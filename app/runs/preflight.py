@@ -37,6 +37,7 @@ class PreflightOut(BaseModel):
     preset: str | None
     model: dict[str, Any] | None
     parameters: int | None
+    active_parameters: int | None
     tokens_per_step: int | None
     total_steps: int | None
     total_tokens: int | None

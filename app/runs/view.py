@@ -68,6 +68,8 @@ class RunView:
     pipeline: Link | None
     parent: Link | None
     parameters: int | None
+    #: that one token passes: fewer with a mixture of experts
+    active_parameters: int | None
     sequence_length: int | None
     phases: list[Phase]
     devices: list[Device]
@@ -96,12 +98,14 @@ class RunView:
 def view(session: Session, run: Run) -> RunView:
     shown = RunOut.of(run)
     resolved = read_json(RunDir(get_settings().runs_dir / run.id).resolved) or {}
+    model = ModelConfig.from_dict(resolved["model"]) if "model" in resolved else None
     checkpoints = of_run(session, run.id)
     newest = checkpoints[-CHECKPOINTS_SHOWN:]
     return RunView(
         run=shown, data=_data(session, run), base=_base(session, run), tokenizer=_tokenizer(session, run),
         pipeline=_pipeline(session, run), parent=_parent(session, run),
-        parameters=ModelConfig.from_dict(resolved["model"]).num_parameters() if "model" in resolved else None,
+        parameters=model.num_parameters() if model is not None else None,
+        active_parameters=model.num_active_parameters() if model is not None else None,
         sequence_length=resolved.get("max_seq_len"), phases=phases(run), devices=_devices(session, run),
         checkpoints=[CheckpointOut.of(c) for c in newest], more_checkpoints=len(checkpoints) - len(newest),
         active_s=_active_seconds(session, run), waits_for=_waits_for(session, run), changed=changed_options(run))

@@ -26,6 +26,8 @@ class PresetOut(BaseModel):
     name: str
     description: str
     parameters: int
+    #: that one token passes: fewer with a mixture of experts
+    active_parameters: int
     model: dict[str, Any]
     max_seq_len: int
     batch_size: int
@@ -43,7 +45,8 @@ def list_stages() -> Page[dict[str, Any]]:
 def list_presets() -> Page[PresetOut]:
     """Named model sizes with their exact parameter counts."""
     return Page(items=[PresetOut(
-        name=p.name, description=p.description, parameters=p.model.num_parameters(), model=p.model.as_dict(),
+        name=p.name, description=p.description, parameters=p.model.num_parameters(),
+        active_parameters=p.model.num_active_parameters(), model=p.model.as_dict(),
         max_seq_len=p.max_seq_len, batch_size=p.batch_size, accumulation_steps=p.accumulation_steps,
         learning_rate=p.learning_rate) for p in PRESETS.values()])
 

@@ -24,28 +24,29 @@ import signal
 import tempfile
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cached_property
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minimind.data.layouts import data_files, iter_rows
+from minimind.data import layouts
+from minimind.data.layouts import data_files
 from minimind.errors import DataError, DiskFullError
 from minimind.manifest import sha256_of
 from minimind.run_dir import read_json, write_json
 from minimind.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
-BATCH_ROWS = 512  # rows of one unit of work
+BATCH_ROWS, BATCH_BYTES = 512, 1 << 20  # of one unit of work, whichever comes first: long rows do not fill the memory
 POOL_FROM_BYTES = 8 << 20  # smaller files are tokenized before a pool has started
 MAX_UINT16_VOCABULARY = 1 << 16
 
-#: ``progress(rows done, bytes read so far)``; it may raise to stop the work
+#: ``progress(rows done, bytes of the files done)``; it may raise to stop the work
 Progress = Callable[[int, int], None]
 
 
@@ -74,10 +75,25 @@ class TokenCache:
     def fingerprint(self) -> str:
         return self.path.name
 
+    @property
+    def is_masked(self) -> bool:
+        """Whether some tokens are there to be read only (conversations), not learnt."""
+        return self.mask is not None
+
     @cached_property
     def sizes(self) -> np.ndarray:
         """Tokens of each document."""
         return np.diff(self.offsets)
+
+    def ids_at(self, places: np.ndarray) -> np.ndarray:
+        """Ids of the tokens at ``places`` [N], int64. A place behind the last token gives the last one."""
+        return np.asarray(self.tokens).take(places, mode="clip").astype(np.int64)
+
+    def is_learnt_at(self, places: np.ndarray) -> np.ndarray:
+        """Whether the tokens at ``places`` [N] are learnt, bool."""
+        assert self.mask is not None
+        bits = np.asarray(self.mask).take(places >> 3, mode="clip")
+        return (bits >> (places & 7).astype(np.uint8) & 1).astype(bool)
 
     def learnt(self, start: int, end: int) -> np.ndarray:
         """Whether each token of ``start``..``end - 1`` is learnt, bool."""
@@ -87,16 +103,26 @@ class TokenCache:
         return bits[start - 8 * first:end - 8 * first].astype(bool)
 
     def split(self, eval_fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        """``(training, held-out)`` documents. Equal documents fall on one side; of ten or more at least one is held
-        out, and at least one is left to train on."""
-        if eval_fraction <= 0:
-            return np.arange(self.num_documents), np.zeros(0, dtype=np.int64)
-        held = self.hashes < np.uint64(min(eval_fraction, 0.5) * 2**64)
-        if not held.any() and self.num_documents >= 10:
-            held = self.hashes == self.hashes.min()
-        if held.all():
-            held = np.zeros_like(held)
-        return np.flatnonzero(~held), np.flatnonzero(held)
+        """``(training, held-out)`` documents: ``split_documents`` of this cache alone."""
+        return split_documents([self], eval_fraction)[0]
+
+
+def split_documents(caches: Sequence[TokenCache], eval_fraction: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    """``(training, held-out)`` documents of each cache, chosen by the hash of their content.
+
+    Equal documents fall on one side, also where they stand in several caches. Of ten or more documents of a cache at
+    least one is held out, and at least one is left to train on.
+    """
+    limit = np.uint64(min(max(eval_fraction, 0.0), 0.5) * 2**64)
+    held = [cache.hashes < limit for cache in caches]
+    extra = [cache.hashes.min() for cache, h in zip(caches, held)
+             if limit and not h.any() and cache.num_documents >= 10]
+    if extra:
+        held = [h | np.isin(cache.hashes, extra) for cache, h in zip(caches, held)]
+    freed = [cache.hashes for cache, h in zip(caches, held) if h.all()]
+    if freed:
+        held = [h & ~np.isin(cache.hashes, np.concatenate(freed)) for cache, h in zip(caches, held)]
+    return [(np.flatnonzero(~h), np.flatnonzero(h)) for h in held]
 
 
 def content_hash(path: Path | str, progress: Progress | None = None) -> str:
@@ -155,15 +181,14 @@ def _remove_abandoned(parent: Path) -> None:
 def _write(directory: Path, path: Path | str, layout: str, tokenizer: Tokenizer, content: str, workers: int,
            progress: Progress | None) -> None:
     masked = layout == "conversations"
-    dtype = np.uint16 if tokenizer.vocab_size <= MAX_UINT16_VOCABULARY else np.uint32
     sizes: list[np.ndarray] = []
     hashes: list[np.ndarray] = []
     learnt: list[np.ndarray] = []
     bits = np.zeros(0, dtype=bool)  # of the mask, too few for a byte yet
-    rows = bytes_read = 0
+    rows = text_bytes = 0
     with open(directory / "tokens.bin", "wb") as tokens_file, open(directory / "mask.bin", "wb") as mask_file:
-        for ids, lengths, digests, mask, size in _encoded(path, layout, tokenizer, workers):
-            tokens_file.write(ids.astype(dtype).tobytes())
+        for bytes_done, (ids, lengths, digests, mask, size) in _encoded(path, layout, tokenizer, workers):
+            tokens_file.write(ids.tobytes())
             sizes.append(lengths)
             hashes.append(digests)
             learnt.append(_count_learnt(lengths, mask))
@@ -172,9 +197,9 @@ def _write(directory: Path, path: Path | str, layout: str, tokenizer: Tokenizer,
                 whole = len(bits) // 8 * 8
                 mask_file.write(np.packbits(bits[:whole], bitorder="little").tobytes())
                 bits = bits[whole:]
-            rows, bytes_read = rows + len(lengths), bytes_read + size
+            rows, text_bytes = rows + len(lengths), text_bytes + size
             if progress:
-                progress(rows, bytes_read)
+                progress(rows, bytes_done)
         mask_file.write(np.packbits(bits, bitorder="little").tobytes())
         for file in (tokens_file, mask_file):
             file.flush()
@@ -184,9 +209,14 @@ def _write(directory: Path, path: Path | str, layout: str, tokenizer: Tokenizer,
     np.save(directory / "hashes.npy", np.concatenate(hashes))
     np.save(directory / "learnt.npy", np.concatenate(learnt))
     write_json(directory / "meta.json", {
-        "version": FORMAT_VERSION, "dtype": np.dtype(dtype).name, "masked": masked, "layout": layout,
-        "documents": len(offsets) - 1, "tokens": int(offsets[-1]), "content": content,
+        "version": FORMAT_VERSION, "dtype": _dtype(tokenizer).name, "masked": masked, "layout": layout,
+        "documents": len(offsets) - 1, "tokens": int(offsets[-1]), "text_bytes": text_bytes, "content": content,
         "tokenizer_fingerprint": tokenizer.fingerprint})
+
+
+def _dtype(tokenizer: Tokenizer) -> np.dtype:
+    """The narrowest type that holds every id."""
+    return np.dtype(np.uint16 if tokenizer.vocab_size <= MAX_UINT16_VOCABULARY else np.uint32)
 
 
 def _count_learnt(lengths: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
@@ -200,32 +230,36 @@ def _count_learnt(lengths: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
 
 #: ids, tokens of each document, 64-bit hashes, learnt flags or None, bytes of text
 Encoded = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, int]
+Row = tuple[int, dict]  # its line number and what stands there
 
 
-def _encoded(path: Path | str, layout: str, tokenizer: Tokenizer, workers: int) -> Iterator[Encoded]:
-    """Batches of documents in file order, encoded here or by a pool of processes."""
-    batches = _batches(iter_rows(path, layout))
+def _encoded(path: Path | str, layout: str, tokenizer: Tokenizer, workers: int) -> Iterator[tuple[int, Encoded]]:
+    """``(bytes of the files done, batch of documents)`` in file order, encoded here or by a pool of processes.
+
+    Reading and checking rows is a small part of the work (a core reads at 200 MB/s and encodes at 5), so this process
+    reads for all. Processes and not threads, because templates and the lists of ids are Python objects.
+    """
     size = sum(f.stat().st_size for f in data_files(path))
-    # The tokenizer itself uses every core for plain text; a pool pays for dialogues, whose templates are Python.
-    if layout != "conversations" or workers == 1 or size < POOL_FROM_BYTES:
-        for batch in batches:
-            yield encode_rows(tokenizer, layout, batch)
+    batches = _batches(path, layout, size)
+    if workers == 1 or size < POOL_FROM_BYTES:
+        for done, batch in batches:
+            yield done, encode_rows(tokenizer, layout, batch)
         return
     snapshot = Path(tempfile.mkdtemp(prefix="minimind-tokenizer-"))
     try:
         tokenizer.save(snapshot)  # the processes load it from there
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker,
                                  (str(snapshot), layout)) as pool:
-            waiting: deque[Future[Encoded]] = deque()
+            waiting: deque[tuple[int, Future[Encoded]]] = deque()
             try:
-                for batch in batches:
-                    waiting.append(pool.submit(_work, batch))
+                for done, batch in batches:
+                    waiting.append((done, pool.submit(_work, batch)))
                     if len(waiting) >= 2 * workers:
-                        yield waiting.popleft().result()
+                        yield _result(waiting)
                 while waiting:
-                    yield waiting.popleft().result()
+                    yield _result(waiting)
             finally:
-                for future in waiting:
+                for _, future in waiting:
                     future.cancel()
     except BrokenProcessPool:
         raise DataError("A process that tokenized the data ended suddenly, probably for lack of memory.",
@@ -234,10 +268,22 @@ def _encoded(path: Path | str, layout: str, tokenizer: Tokenizer, workers: int) 
         shutil.rmtree(snapshot, ignore_errors=True)
 
 
-def _batches(rows: Iterable[tuple[int, dict]]) -> Iterator[list[tuple[int, dict]]]:
-    iterator = iter(rows)
-    while batch := list(islice(iterator, BATCH_ROWS)):
-        yield batch
+def _result(waiting: deque[tuple[int, Future[Encoded]]]) -> tuple[int, Encoded]:
+    done, future = waiting.popleft()
+    return done, future.result()
+
+
+def _batches(path: Path | str, layout: str, size: int) -> Iterator[tuple[int, list[Row]]]:
+    """``(bytes read, rows)``. ``size``: bytes of all files."""
+    batch: list[Row] = []
+    done = begun = 0
+    for done, line, row in layouts.iter_places(path, layout):
+        batch.append((line, row))
+        if len(batch) == BATCH_ROWS or done - begun >= BATCH_BYTES:
+            yield min(done, size), batch  # a last line may lack its newline
+            batch, begun = [], done
+    if batch:
+        yield size, batch
 
 
 _worker: dict[str, Any] = {}
@@ -247,16 +293,17 @@ def _start_worker(tokenizer_dir: str, layout: str) -> None:
     from minimind.lifeline import die_with_parent
 
     die_with_parent()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the parent ends us
     _worker.update(tokenizer=Tokenizer.load(tokenizer_dir), layout=layout)
 
 
-def _work(batch: list[tuple[int, dict]]) -> Encoded:
+def _work(batch: list[Row]) -> Encoded:
     return encode_rows(_worker["tokenizer"], _worker["layout"], batch)
 
 
-def encode_rows(tokenizer: Tokenizer, layout: str, rows: list[tuple[int, dict]]) -> Encoded:
+def encode_rows(tokenizer: Tokenizer, layout: str, rows: list[Row]) -> Encoded:
     """Encode rows of ``layout``. A text becomes ``<|im_start|>text<|im_end|>``, a dialogue what its template says."""
     masks: list[list[bool]] = []
     if layout == "conversations":
@@ -275,9 +322,9 @@ def encode_rows(tokenizer: Tokenizer, layout: str, rows: list[tuple[int, dict]])
     else:
         texts = [row["text"] for _, row in rows]
         documents = [[tokenizer.bos_id, *ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(texts)]
-    digests = [hashlib.blake2b(t.encode("utf-8", "surrogatepass"), digest_size=8).digest() for t in texts]
+    contents = [t.encode("utf-8", "surrogatepass") for t in texts]
+    digests = [hashlib.blake2b(c, digest_size=8).digest() for c in contents]
     lengths = np.array([len(d) for d in documents], dtype=np.int64)
-    ids = np.fromiter((i for d in documents for i in d), dtype=np.int64, count=int(lengths.sum()))
-    mask = np.fromiter((m for d in masks for m in d), dtype=bool) if layout == "conversations" else None
-    size = sum(len(t) for t in texts)
-    return ids, lengths, np.frombuffer(b"".join(digests), dtype=np.uint64), mask, size
+    ids = np.fromiter(chain.from_iterable(documents), dtype=_dtype(tokenizer), count=int(lengths.sum()))
+    mask = np.fromiter(chain.from_iterable(masks), dtype=bool) if layout == "conversations" else None
+    return ids, lengths, np.frombuffer(b"".join(digests), dtype=np.uint64), mask, sum(map(len, contents))

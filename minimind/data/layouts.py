@@ -87,7 +87,7 @@ def iter_rows(path: Path | str, layout: str = "auto") -> Iterator[tuple[int, dic
 
     Raises ``DataError`` at the first row that cannot be used, and when there is no row at all.
     """
-    for _, number, row in _rows(path, _known(path, layout)):
+    for _, number, row in iter_places(path, _known(path, layout)):
         yield number, row
 
 
@@ -102,7 +102,7 @@ def scan(path: Path | str, layout: str = "auto", limit: int | None = None,
     total = sum(f.stat().st_size for f in files)
     result = ScanResult(_known(path, layout))
     damaged = unanswered = 0
-    for done, _, row in _rows(path, result.layout):
+    for done, _, row in iter_places(path, result.layout):
         result.rows += 1
         result.bytes = min(done, total)  # a last line may lack its newline
         damaged += "\ufffd" in str(row)
@@ -137,7 +137,7 @@ def _known(path: Path | str, layout: str) -> str:
     return layout
 
 
-def _rows(path: Path | str, layout: str) -> Iterator[tuple[int, int, dict]]:
+def iter_places(path: Path | str, layout: str) -> Iterator[tuple[int, int, dict]]:
     """``(bytes read so far, line number, row)``."""
     read = rows = 0
     files = data_files(path)

@@ -9,12 +9,26 @@ is one. Everything is vectorised or linear: a billion tokens are laid out in sec
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
 from minimind.data.cache import TokenCache
+from minimind.data.sampler import Mixture
 
 IGNORE = -100
+
+
+class Tokens(Protocol):
+    """Where rows read from: one ``TokenCache``, or several in a line (``mixture.JoinedCaches``)."""
+
+    @property
+    def is_masked(self) -> bool: ...
+
+    def ids_at(self, places: np.ndarray) -> np.ndarray: ...
+
+    def is_learnt_at(self, places: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass
@@ -23,41 +37,56 @@ class Rows:
 
     ``starts`` [P] first token of a piece in the cache, ``lengths`` [P] its tokens, ``open_end`` [P] bool: the
     document goes on behind it; ``row_starts`` [R + 1] first piece of each row; ``targets`` [R] and ``tokens`` [R]
-    learnt and read tokens of each row.
+    learnt and read tokens of each row. ``mixture``: how often rows of each source are taken, where there are several
+    (every row once an epoch otherwise).
     """
 
-    cache: TokenCache
+    cache: Tokens
     starts: np.ndarray
     lengths: np.ndarray
     open_end: np.ndarray
     row_starts: np.ndarray
     targets: np.ndarray
     tokens: np.ndarray
+    mixture: Mixture | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
 
+    @cached_property
+    def mean_piece_length(self) -> float:
+        """Tokens that a piece has on average over an epoch: the context of attention, for counting arithmetic."""
+        times = self.mixture.times_per_epoch() if self.mixture else np.ones(len(self))
+        return float((self.tokens * times).sum() / (np.diff(self.row_starts) * times).sum())
+
     def pieces(self, rows: np.ndarray) -> np.ndarray:
         """Numbers of the pieces of ``rows``, shortest piece first (see ``attention.pack_order``), stable."""
-        found = np.concatenate([np.arange(self.row_starts[r], self.row_starts[r + 1]) for r in rows])
+        found = _ranges(self.row_starts[rows], self.row_starts[rows + 1] - self.row_starts[rows])
         return found[np.argsort(self.lengths[found], kind="stable")]
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """``(tokens [N], targets [N], lengths of the pieces)`` of ``rows`` as one stream."""
-        tokens, targets, lengths = [], [], []
-        for piece in self.pieces(rows):
-            start, length = int(self.starts[piece]), int(self.lengths[piece])
-            reach = length + int(self.open_end[piece])
-            span = self.cache.tokens[start:start + reach].astype(np.int64)
-            target = np.full(length, IGNORE, dtype=np.int64)
-            target[:reach - 1] = span[1:]
-            if self.cache.mask is not None:
-                learnt = self.cache.learnt(start + 1, start + reach)
-                target[:reach - 1][~learnt] = IGNORE
-            tokens.append(span[:length])
-            targets.append(target)
-            lengths.append(length)
-        return np.concatenate(tokens), np.concatenate(targets), lengths
+        """``(tokens [N], targets [N], lengths of the pieces)`` of ``rows`` as one stream, both int64.
+
+        Whole arrays at once: 16 rows of 256 take less than 0.1 ms; a loop over their pieces took 0.6.
+        """
+        pieces = self.pieces(rows)
+        lengths = self.lengths[pieces]
+        places = _ranges(self.starts[pieces], lengths)
+        tokens = self.cache.ids_at(places)
+        last = np.cumsum(lengths) - 1  # of each piece, in the stream
+        targets = np.append(tokens[1:], IGNORE)
+        targets[last] = IGNORE
+        goes_on = last[self.open_end[pieces]]
+        targets[goes_on] = self.cache.ids_at(places[goes_on] + 1)
+        if self.cache.is_masked:
+            targets[~self.cache.is_learnt_at(places + 1)] = IGNORE
+        return tokens, targets, lengths.tolist()
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """``start``, ``start + 1``, ... ``start + length - 1`` of every pair, one behind the other."""
+    ends = np.cumsum(lengths)
+    return np.arange(lengths.sum()) + np.repeat(starts - (ends - lengths), lengths)
 
 
 def cut_stream(cache: TokenCache, documents: np.ndarray, max_seq_len: int) -> Rows:
@@ -83,14 +112,17 @@ def pack_documents(cache: TokenCache, documents: np.ndarray, max_seq_len: int) -
     """Whole documents in as few rows as best-fit-decreasing finds; too long ones are cut to ``max_seq_len``.
 
     A cut keeps the beginning where something is learnt in it, else what stands round the first learnt token.
-    Returns the rows and ``{"cut": documents cut, "dropped": documents in which nothing is learnt}``.
+    Returns the rows and ``{"cut": documents cut, "cut_tokens": tokens cut off, "dropped": documents in which nothing
+    is learnt, "dropped_tokens": their tokens}``.
     """
     useful = cache.num_learnt[documents] > 0
-    dropped = int((~useful).sum())
+    dropped = documents[~useful]
     documents = documents[useful]
     first, size, learnt = cache.offsets[documents].copy(), cache.sizes[documents].copy(), \
         cache.num_learnt[documents].copy()
     long = np.flatnonzero(size > max_seq_len)
+    counts = {"cut": len(long), "cut_tokens": int((size[long] - max_seq_len).sum()),
+              "dropped": len(dropped), "dropped_tokens": int(cache.sizes[dropped].sum())}
     for i in long:
         start, end = int(first[i]), int(first[i] + size[i])
         marks = cache.learnt(start, end) if cache.mask is not None else np.ones(end - start, dtype=bool)
@@ -105,8 +137,7 @@ def pack_documents(cache: TokenCache, documents: np.ndarray, max_seq_len: int) -
     order = np.array([i for row in rows for i in row], dtype=np.int64)
     row_starts = np.cumsum([0] + [len(row) for row in rows]).astype(np.int64)
     closed = np.zeros(len(order), dtype=bool)
-    return (_rows(cache, first[order], size[order], closed, row_starts, learnt[order]),
-            {"cut": len(long), "dropped": dropped})
+    return _rows(cache, first[order], size[order], closed, row_starts, learnt[order]), counts
 
 
 def _best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from minimind.data.cache import TokenCache
+from collections.abc import Sequence
+
+from minimind.data.mixture import Source
 from minimind.data.packing import cut_stream
-from minimind.stages.base import Data, split
+from minimind.stages.base import Data, lay_out
 from minimind.tokenizer import Tokenizer
 
 
 class Pretrain:
     name = "pretrain"
 
-    def data(self, cache: TokenCache, max_seq_len: int, eval_fraction: float) -> Data:
-        train, held_out = split(cache, eval_fraction)
-        return Data(cut_stream(cache, train, max_seq_len),
-                    cut_stream(cache, held_out, max_seq_len) if len(held_out) else None, [])
+    def data(self, sources: Sequence[Source], max_seq_len: int, eval_fraction: float) -> Data:
+        return lay_out(sources, max_seq_len, eval_fraction, lambda *what: (cut_stream(*what), {}))
 
     def prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
         return [tokenizer.bos_id, *tokenizer.encode(text)]

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from minimind.data.cache import TokenCache
+from collections.abc import Sequence
+
+from minimind.data.mixture import Source
 from minimind.data.packing import pack_documents
-from minimind.errors import DataError
-from minimind.stages.base import Data, split
+from minimind.stages.base import Data, lay_out
 from minimind.tokenizer import Tokenizer
 
 
 class Sft:
     name = "sft"
 
-    def data(self, cache: TokenCache, max_seq_len: int, eval_fraction: float) -> Data:
-        train, held_out = split(cache, eval_fraction)
-        rows, counts = pack_documents(cache, train, max_seq_len)
-        if not len(rows):
-            raise DataError("No conversation has an assistant's turn, so there is nothing to learn from.",
-                            field="conversations", hint='Rows need messages with "role": "assistant".')
-        warnings = []
-        if counts["cut"]:
-            warnings.append(f"{counts['cut']} of {len(train)} conversations are longer than {max_seq_len} tokens and "
-                            "were cut; a larger max_seq_len keeps them whole.")
-        if counts["dropped"]:
-            warnings.append(f"{counts['dropped']} of {len(train)} conversations have no assistant's turn and teach "
-                            "nothing.")
-        held_rows = pack_documents(cache, held_out, max_seq_len)[0] if len(held_out) else None
-        return Data(rows, held_rows if held_rows is not None and len(held_rows) else None, warnings)
+    def data(self, sources: Sequence[Source], max_seq_len: int, eval_fraction: float) -> Data:
+        data = lay_out(sources, max_seq_len, eval_fraction, pack_documents)
+        cut, dropped, of = data.counts["cut"], data.counts["dropped"], data.report["documents"]
+        if cut:
+            data.warnings.append(f"{cut} of {of} conversations are longer than {max_seq_len} tokens and were cut; a "
+                                 "larger max_seq_len keeps them whole.")
+        if dropped:
+            data.warnings.append(f"{dropped} of {of} conversations have no assistant's turn and teach nothing.")
+        return data
 
     def prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
         from minimind.chat_format import encode_prompt

@@ -124,7 +124,8 @@ def test_each_option_has_one_labelled_control_with_its_help(api: Api, stage: str
 def test_a_link_can_say_every_option(api: Api, stage: str) -> None:
     """And the form shows it, so that a reload and a switch of the stage keep it."""
     examples = {"choice": lambda f: f.options[-1].value, "choices": lambda f: f.options[0].value,
-                "flag": lambda f: "1", "integer": lambda f: "321", "number": lambda f: "1e-1", "text": lambda f: "<b>"}
+                "flag": lambda f: "1", "switch": lambda f: "0", "integer": lambda f: "321",
+                "number": lambda f: "1e-1", "text": lambda f: "<b>"}
     wanted = {f.name: examples[f.kind](f) for f in stage_form(stage).fields}
     shown = form(api, "?" + "&".join(f"{k}={v}" for k, v in {"stage": stage, **wanted}.items()))
     assert {name: value(shown, name) for name in wanted} == wanted

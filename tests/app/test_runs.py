@@ -162,8 +162,9 @@ def test_what_a_run_stands_on_must_fit(api: Api) -> None:
     base = add_checkpoint(api.data_dir, run["id"])
     same, other = add_tokenizer(), add_tokenizer("e" * 64)
     said = problems(api.post("/runs", {"stage": "sft", "base_checkpoint_id": base,
-                                       "config": {"tokenizer": other, "hidden_size": 64}}))
+                                       "config": {"tokenizer": other, "hidden_size": 64, "use_moe": True}}))
     assert "another tokenizer" in said["config.tokenizer"] and "128" in said["config.hidden_size"]
+    assert "cannot be changed" in said["config.use_moe"]
     kept = new_run(api, stage="sft", base_checkpoint_id=base, dataset_id=dialogues,
                    config={"tokenizer": same, "max_steps": 1})
     assert (kept["base_checkpoint_id"], kept["tokenizer_id"], kept["dataset_id"]) == (base, same, dialogues)
@@ -305,8 +306,9 @@ def test_stages_and_presets_describe_themselves(api: Api) -> None:
     option = stages["pretrain"]["schema"]["properties"]["max_steps"]
     assert option["description"] and option["group"] == "budget" and option["unit"] == "optimizer steps"
     assert "data_path" not in stages["pretrain"]["schema"]["properties"]
-    presets = {p["name"]: p["parameters"] for p in api.get("/presets").json()["items"]}
-    assert presets["minimind-3"] == 63_912_192 and presets["minimind2-small"] == 25_829_888
+    presets = {p["name"]: (p["parameters"], p["active_parameters"]) for p in api.get("/presets").json()["items"]}
+    assert presets["minimind2-small"] == (25_829_888, 25_829_888)
+    assert presets["minimind-3-moe"] == (198_416_640, 63_936_768)
 
 
 NAMES = ["..", "../../etc/passwd", "%2e%2e", "%252e%252e%252f", "..\\..\\x", "/etc/passwd", "C:\\x", "CON", "a/../b",

@@ -13,7 +13,8 @@ const SPECS = [
   { name: "batch_size", kind: "integer", default: "" },
   { name: "learning_rate", kind: "number", default: "" },
   { name: "grad_clip", kind: "number", default: "1" },
-  { name: "use_compile", kind: "flag", default: "0" },
+  { name: "use_wandb", kind: "flag", default: "0" },
+  { name: "use_compile", kind: "switch", default: "" },
   { name: "languages", kind: "choices", default: "" },
   { name: "wandb_project", kind: "text", default: "" },
 ];
@@ -30,10 +31,11 @@ test("an untouched form sends nothing but its stage", () => {
 
 test("values have JSON's own types, and defaults are not sent", () => {
   const { body, problems } = asked({ preset: "tiny-cpu", batch_size: " 8 ", learning_rate: "1e-3", grad_clip: "1.0",
-                                     use_compile: "1", languages: "en,zh", wandb_project: " mine ", epochs: "1" });
+                                     use_wandb: "1", use_compile: "0", languages: "en,zh", wandb_project: " mine ",
+                                     epochs: "1" });
   assert.deepEqual(problems, []);
-  assert.deepEqual(body.config, { preset: "tiny-cpu", batch_size: 8, learning_rate: 0.001, use_compile: true,
-                                  languages: ["en", "zh"], wandb_project: "mine" });
+  assert.deepEqual(body.config, { preset: "tiny-cpu", batch_size: 8, learning_rate: 0.001, use_wandb: true,
+                                  use_compile: false, languages: ["en", "zh"], wandb_project: "mine" });
 });
 
 test("what JSON could not say is a problem beside its field", () => {
@@ -125,7 +127,11 @@ test("problems of the API find their fields", () => {
 test("the parts of a model are all of it", () => {
   const tiny = { vocab_size: 2048, hidden_size: 128, num_hidden_layers: 3, num_attention_heads: 4, num_key_value_heads: 2,
                  head_dim: 32, intermediate_size: 448, qk_norm: true, tie_word_embeddings: true };
-  assert.equal(parameterParts(tiny).reduce((sum, part) => sum + part.value, 0), 926_784);
+  const sum = (model) => parameterParts(model).reduce((total, part) => total + part.value, 0);
+  assert.equal(sum(tiny), 926_784);
+  assert.equal(sum({ vocab_size: 6400, hidden_size: 640, num_hidden_layers: 8, num_attention_heads: 8, num_key_value_heads: 2,
+                     head_dim: 80, intermediate_size: 1728, qk_norm: false, tie_word_embeddings: true, num_experts: 4,
+                     num_shared_experts: 1 }), 145_029_760);
   assert.deepEqual(memoryParts({ weights: 4, odd: 1 }).map((p) => p.value), [4, 1]);
 });
 

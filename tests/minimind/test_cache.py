@@ -52,6 +52,37 @@ def test_dialogues_keep_their_mask(tmp_path: Path, tokenizer: Tokenizer, workers
         assert cache.num_learnt[i] == sum(mask[1:])
 
 
+@pytest.mark.parametrize("layout", ["text", "txt"])
+def test_small_batches_in_many_processes_make_the_same_cache(tmp_path: Path, tokenizer: Tokenizer, layout: str,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_texts(tmp_path / "d.jsonl", count=500)
+    if layout == "txt":
+        texts = [json.loads(line)["text"] for line in data.read_text().splitlines()]
+        data = tmp_path / "d.txt"
+        data.write_text("\n\n\n".join(texts))  # without a newline at the end
+    plain = opened(data, tokenizer, tmp_path, layout)
+    monkeypatch.setattr(caching, "POOL_FROM_BYTES", 0)
+    monkeypatch.setattr(caching, "BATCH_BYTES", 4000)
+    told: list[tuple[int, int]] = []
+    cache = open_cache(data, layout, tokenizer, tmp_path / "other", content=content_hash(data), workers=2,
+                       progress=lambda rows, size: told.append((rows, size)))
+    for name in ("tokens.bin", "offsets.npy", "hashes.npy", "learnt.npy", "meta.json"):
+        assert (cache.path / name).read_bytes() == (plain.path / name).read_bytes()
+    size = data.stat().st_size
+    assert told[-1] == (500, size) and size / 5000 < len(told) < size / 4000 + 1
+    assert told == sorted(told)
+    assert all(abs(rows / 500 - done / size) < 0.1 for rows, done in told)
+
+
+def test_places_are_read_one_by_one_as_in_a_row(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    data = write_dialogues(tmp_path / "d.jsonl", count=50)
+    cache = opened(data, tokenizer, tmp_path, "conversations")
+    places = np.random.default_rng(0).permutation(cache.num_tokens)
+    assert (cache.ids_at(places) == cache.tokens[:][places]).all()
+    assert (cache.is_learnt_at(places) == cache.learnt(0, cache.num_tokens)[places]).all()
+    assert cache.ids_at(np.array([cache.num_tokens])) == cache.tokens[-1]
+
+
 def test_it_is_made_once_and_its_name_says_what_decides_it(tmp_path: Path, tokenizer: Tokenizer) -> None:
     data = write_texts(tmp_path / "d.jsonl")
     calls: list[int] = []

@@ -6,13 +6,23 @@ import errno
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from minimind import checkpoint as saving
-from minimind.checkpoint import SaveFailed, apply_retention, load_model, remove_leftovers, save_checkpoint, save_weights
+from minimind.checkpoint import (
+    SaveFailed,
+    apply_retention,
+    load_model,
+    load_weights,
+    remove_leftovers,
+    save_checkpoint,
+    save_weights,
+)
 from minimind.distributed import World
 from minimind.errors import CheckpointError
 from minimind.manifest import Manifest, newest_valid
@@ -37,7 +47,7 @@ def parts() -> tuple[MiniMindForCausalLM, Optimizer, Tokenizer]:
     model = MiniMindForCausalLM(CONFIG)
     optimizer = Optimizer(model, "adamw", weight_decay=0.1, beta2=0.95)
     ids = torch.randint(0, 400, (1, 8))
-    model(ids, targets=ids).backward()
+    model(ids, targets=ids).nll.backward()
     optimizer.step(1e-3)
     return model, optimizer, Tokenizer.train(["some words to learn from"] * 5, 320)
 
@@ -73,6 +83,35 @@ def test_the_weights_file_depends_on_the_weights_alone(tmp_path: Path, save, par
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
     save_weights(dict(reversed(list(parts[0].state_dict().items()))), tmp_path / "turned")
     assert (tmp_path / "turned").read_bytes() == (one / "model.safetensors").read_bytes()
+
+
+def test_the_first_tensor_that_does_not_fit_is_named_with_both_shapes(save) -> None:
+    path = save(4)
+    wider = MiniMindForCausalLM(replace(CONFIG, intermediate_size=48))
+    with pytest.raises(CheckpointError) as raised:
+        load_weights(wider, path)
+    assert str(raised.value).startswith(f"model.layers.0.mlp.gate_proj.weight in {path / 'model.safetensors'} has the "
+                                        "shape [32, 16], and the model needs [48, 16].")
+    with pytest.raises(CheckpointError, match="lacks the tensor model.layers.1.input_layernorm.weight"):
+        load_weights(MiniMindForCausalLM(replace(CONFIG, num_hidden_layers=2)), path)
+    with pytest.raises(CheckpointError, match="does not know: 'model.layers.0.self_attn.k_norm.weight'"):
+        load_weights(MiniMindForCausalLM(replace(CONFIG, qk_norm=False)), path)
+    (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="model.safetensors is damaged"):
+        load_weights(MiniMindForCausalLM(CONFIG), path)
+
+
+def test_experts_are_saved_one_by_one(tmp_path: Path, parts) -> None:
+    """As other programs read them; in memory they are stacked."""
+    model = MiniMindForCausalLM(replace(CONFIG, num_experts=3, num_experts_per_tok=2, num_shared_experts=1))
+    path = save_checkpoint(RunDir(tmp_path), World(), replace(manifest(1), model=model.config.as_dict()), model, {},
+                           {"step": 1}, parts[2])
+    names = set(load_file(path / "model.safetensors"))
+    layer = "model.layers.0.mlp"
+    assert {f"{layer}.experts.{e}.{part}_proj.weight" for e in range(3) for part in ("gate", "up", "down")} < names
+    assert f"{layer}.shared_experts.0.up_proj.weight" in names and not any("gate_up" in n for n in names)
+    again, _ = load_model(path)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters()))
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest"])

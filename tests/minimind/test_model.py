@@ -149,8 +149,9 @@ def test_presets_have_the_parameters_they_say(name: str) -> None:
 
 
 def test_published_sizes() -> None:
-    assert {n: PRESETS[n].model.num_parameters() for n in ("minimind-3", "minimind2-small", "minimind2")} == {
-        "minimind-3": 63_912_192, "minimind2-small": 25_829_888, "minimind2": 104_030_976}
+    published = {"minimind-3": 63_912_192, "minimind-3-moe": 198_416_640, "minimind2-small": 25_829_888,
+                 "minimind2": 104_030_976, "minimind2-moe": 145_029_760}
+    assert {n: PRESETS[n].model.num_parameters() for n in published} == published
 
 
 def test_initial_weights() -> None:

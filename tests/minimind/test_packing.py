@@ -75,7 +75,7 @@ def test_whole_conversations_are_packed_tightly(tmp_path: Path, seed: int) -> No
     cache = make_cache(tmp_path / "c", documents, masks)
     rows, counts = pack_documents(cache, np.arange(200), 32)
     check_counts(rows)
-    assert counts == {"cut": 0, "dropped": 0}
+    assert counts == {"cut": 0, "cut_tokens": 0, "dropped": 0, "dropped_tokens": 0}
     assert sorted(rows.starts.tolist()) == cache.offsets[:-1].tolist()  # each document once
     assert rows.tokens.max() <= 32
     assert len(rows) <= 1.05 * -(-sum(map(len, documents)) // 32) + 1
@@ -93,7 +93,7 @@ def test_too_long_conversations_keep_a_target(tmp_path: Path) -> None:
     cache = make_cache(tmp_path / "c", documents, [late, early, at_the_end, none])
     rows, counts = pack_documents(cache, np.arange(4), 16)
     check_counts(rows)
-    assert counts == {"cut": 3, "dropped": 1}
+    assert counts == {"cut": 3, "cut_tokens": 75 + 62 + 41 - 3 * 16, "dropped": 1, "dropped_tokens": 9}
     assert (rows.targets > 0).all() and len(rows) == 3 and (rows.tokens == 16).all()
     targets = rows.read(np.arange(3))[1]
     learnt = targets[targets != IGNORE].tolist()

@@ -53,3 +53,11 @@ def test_warnings(values: dict, more: dict, words: str) -> None:
 def test_fine_tuning_from_nothing_is_unusual_and_the_tokenizer_stage_needs_no_numbers() -> None:
     assert any("random weights" in w for w in preflight(parse_config("sft", {})).warnings)
     assert preflight(parse_config("tokenizer", {})).parameters is None
+
+
+def test_gradient_checkpointing_saves_activations_alone() -> None:
+    plain, again = (preflight(parse_config("pretrain", {"preset": "minimind-3", "gradient_checkpointing": on}))
+                    for on in (False, True))
+    assert again.memory["activations"] < plain.memory["activations"] / 4  # eight layers
+    assert {k: v for k, v in again.memory.items() if k != "activations"} == {
+        k: v for k, v in plain.memory.items() if k != "activations"}

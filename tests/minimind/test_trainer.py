@@ -15,39 +15,32 @@ import torch
 import torch.nn.functional as F
 
 from minimind import checkpoint as saving
-from minimind import trainer as training
 from minimind.checkpoint import load_model
 from minimind.control import write_control
 from minimind.data.cache import TokenCache
 from minimind.data.packing import cut_stream
 from minimind.data.sampler import Sampler
-from minimind.events import EventWriter
+from minimind.metrics import TIMING_KEYS
 from minimind.optim import learning_rate_at
+from minimind.rehearsal import Rehearsal
 from minimind.run_dir import RunDir
-from tests.minimind.training import TINY, Ranks, curve, events, result, run, weights, write_dialogues, write_texts
+from tests.minimind.training import (
+    TINY,
+    Ranks,
+    at_step,
+    curve,
+    events,
+    result,
+    start,
+    weights,
+    write_dialogues,
+    write_texts,
+)
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return write_texts(tmp_path / "data.jsonl")
-
-
-def start(tmp_path: Path, *more: object, out: str = "run", stage: str = "pretrain") -> int:
-    return run(stage, *TINY, "--out", tmp_path / out, "--data_path", tmp_path / "data.jsonl", "--cache_dir",
-               tmp_path / "cache", *more)
-
-
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
-    """Do something just after the metrics of ``step`` were written."""
-    write = EventWriter.write
-
-    def watched(self: EventWriter, type: str, data: dict | None = None, *, step: int = 0, tokens: int = 0) -> None:
-        write(self, type, data, step=step, tokens=tokens)
-        if type == "metrics" and step == wanted:
-            act()
-
-    wanted = step
-    monkeypatch.setattr(EventWriter, "write", watched)
 
 
 def test_three_steps_equal_plain_pytorch(tmp_path: Path, data: Path) -> None:
@@ -111,7 +104,9 @@ def test_a_whole_run(tmp_path: Path, data: Path) -> None:
     assert {"status": "ready", "resumed_from_step": 0} in [e["data"] for e in seen if e["type"] == "state"]
     metrics = events(run_dir.path, 1, "metrics")
     assert [m["step"] for m in metrics] == list(range(1, steps + 1))
-    assert all(set(m["data"]) == {"loss", "lr", "grad_norm", "tokens_per_s", "epoch"} for m in metrics)
+    assert all(set(m["data"]) == {"loss", "lr", "grad_norm", "epoch", "learnt_share", *TIMING_KEYS} for m in metrics)
+    assert all(0 < m["data"]["mfu"] < 1.5 and 0 < m["data"]["data_wait_share"] < 1 for m in metrics)
+    assert all(m["data"]["memory_peak_bytes"] > 10_000_000 for m in metrics)
     assert [m["data"]["epoch"] for m in metrics] == [0] * (steps // 2) + [1] * (steps // 2)
     assert metrics[-1]["data"]["loss"] < metrics[0]["data"]["loss"] - 1
     cache = TokenCache(next((tmp_path / "cache/tokens").iterdir()))
@@ -157,7 +152,7 @@ def test_reporting_changes_nothing(tmp_path: Path, data: Path) -> None:
 
 def test_minutes_become_steps_and_the_throwaway_steps_leave_nothing(tmp_path: Path, data: Path,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training.Trainer, "measure", _measure_then(training.Trainer.measure, 0.25))
+    monkeypatch.setattr(Rehearsal, "measure", _measure_then(Rehearsal.measure, 0.25))
     assert start(tmp_path, "--max_minutes", 0.1, out="timed") == 0
     assert json.loads((tmp_path / "timed/resolved.json").read_text())["total_steps"] == 24  # 6 s / 0.25 s
     assert start(tmp_path, "--max_steps", 24, out="counted") == 0
@@ -167,7 +162,7 @@ def test_minutes_become_steps_and_the_throwaway_steps_leave_nothing(tmp_path: Pa
 
 
 def _measure_then(measure: Callable, s_per_step: float) -> Callable:
-    def measured(self: training.Trainer) -> float:
+    def measured(self: Rehearsal) -> float:
         assert measure(self) > 0
         return s_per_step
 
@@ -242,46 +237,6 @@ def test_a_log_on_a_full_disk_does_not_end_the_run(tmp_path: Path, data: Path) -
     run_dir.make_attempt(3).log(0).symlink_to("/dev/full")
     assert _external(run_dir, 3, tmp_path) == 2
     assert "data.jsonl" in result(run_dir.path, 3)["error"]["message"]
-
-
-def test_numbers_that_are_not_finite_end_the_run(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = training.Trainer._nll
-    broken = {"steps": set(range(3, 6))}
-
-    def nll(self: training.Trainer, model: object, batch: object) -> torch.Tensor:
-        value = real(self, model, batch)
-        return value * float("nan") if self.step + 1 in broken["steps"] and value.requires_grad else value
-
-    monkeypatch.setattr(training.Trainer, "_nll", nll)
-    assert start(tmp_path, "--max_steps", 8, out="some") == 0
-    points = curve(tmp_path / "some")
-    assert [s for s, p in points.items() if dict(p)["loss"] is None] == [3, 4, 5]
-    assert len(events(tmp_path / "some", 1, "warning")) == 3
-    broken["steps"] = set(range(4, 99))
-    assert start(tmp_path, "--max_steps", 80, out="all") == 2
-    error = result(tmp_path / "all")["error"]
-    assert error["class"] == "NAN" and "step 13" in error["message"] and "learning_rate" in error["hint"]
-
-
-def test_a_step_that_overflowed_changes_no_weight(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """float16's scaler knows of each optimizer apart; an infinity in one must hold back the other too."""
-    monkeypatch.setattr(training.Trainer, "_new_scaler", lambda self: torch.amp.GradScaler("cpu", init_scale=4.0))
-    train, found = training.Trainer._train, {}
-
-    def watched(self: training.Trainer, window: object, total: int) -> training.Step:
-        before = {name: value.clone() for name, value in self.model.named_parameters()}
-        block = next(p for name, p in self.model.named_parameters() if ".layers." in name and p.ndim == 2)
-        hook = block.register_hook(lambda grad: grad * float("inf") if window.step == 3 else grad)
-        done = train(self, window, total)
-        hook.remove()
-        found[window.step] = (done.finite, self.scaler.get_scale(),
-                              [n for n, p in self.model.named_parameters() if not torch.equal(p, before[n])])
-        return done
-
-    monkeypatch.setattr(training.Trainer, "_train", watched)
-    assert start(tmp_path, "--max_steps", 4) == 0
-    assert found[3] == (False, 2.0, [])
-    assert all(found[step][0] and found[step][2] for step in (1, 2, 4))
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch,

@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
 import torch
 
 import train
-from minimind.events import read_events
+from minimind.events import EventWriter, read_events
+from minimind.metrics import TIMING_KEYS
 from minimind.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +68,24 @@ def run(*arguments: object) -> int:
     """``python train.py ARGUMENTS`` in this process; the exit code."""
     with _process_settings():
         return train.main([str(a) for a in arguments])
+
+
+def start(tmp_path: Path, *more: object, out: str = "run", stage: str = "pretrain") -> int:
+    return run(stage, *TINY, "--out", tmp_path / out, "--data_path", tmp_path / "data.jsonl", "--cache_dir",
+               tmp_path / "cache", *more)
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
+    """Do something just after the metrics of ``step`` were written."""
+    write = EventWriter.write
+
+    def watched(self: EventWriter, type: str, data: dict | None = None, *, step: int = 0, tokens: int = 0) -> None:
+        write(self, type, data, step=step, tokens=tokens)
+        if type == "metrics" and step == wanted:
+            act()
+
+    wanted = step
+    monkeypatch.setattr(EventWriter, "write", watched)
 
 
 class Ranks:
@@ -128,7 +148,7 @@ def curve(run_dir: Path, type: str = "metrics") -> dict[int, tuple]:
     points = {}
     for attempt in RunDir(run_dir).attempts():
         for event in events(run_dir, attempt.number, type):
-            points[event["step"]] = tuple((k, v) for k, v in sorted(event["data"].items()) if k != "tokens_per_s")
+            points[event["step"]] = tuple((k, v) for k, v in sorted(event["data"].items()) if k not in TIMING_KEYS)
     return dict(sorted(points.items()))
 
 

@@ -14,7 +14,7 @@ const BUDGET_OPTIONS = new Set(["epochs", "max_minutes", "max_steps"]);
 export function parsed(spec, text) {
   const said = text.trim();
   if (said === "") return {};
-  if (spec.kind === "flag") return { value: said === "1" };
+  if (spec.kind === "flag" || spec.kind === "switch") return { value: said === "1" };
   if (spec.kind === "choices") return { value: said.split(",") };
   if (spec.kind === "integer" || spec.kind === "number") return number(spec, said);
   return { value: said };

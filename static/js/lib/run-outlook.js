@@ -8,11 +8,13 @@ export function parameterParts(model) {
   const width = model.hidden_size;
   const layers = model.num_hidden_layers;
   const heads = 2 * model.num_attention_heads + 2 * model.num_key_value_heads;
+  const experts = model.num_experts ?? 0;
+  const swiglus = experts ? experts + model.num_shared_experts : 1;
   const norms = layers * (2 * width + (model.qk_norm ? 2 * model.head_dim : 0)) + width;
   return [
     { label: t("embeddings"), value: model.vocab_size * width * (model.tie_word_embeddings ? 1 : 2) },
     { label: t("attention"), value: layers * width * model.head_dim * heads },
-    { label: t("feed-forward"), value: layers * 3 * width * model.intermediate_size },
+    { label: t("feed-forward"), value: layers * width * (3 * model.intermediate_size * swiglus + experts) },
     { label: t("norms"), value: norms },
   ];
 }

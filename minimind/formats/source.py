@@ -1,0 +1,88 @@
+"""One door for weights of any kind: a checkpoint of ours, a Hugging Face folder, a ``.pth`` file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from minimind.errors import CheckpointError
+from minimind.formats.hf_config import CONFIG_FILE
+from minimind.formats.huggingface import WEIGHTS_FILE, read_huggingface, read_safetensors, weight_files
+from minimind.formats.pth import infer_config, read_pth
+from minimind.formats.tensors import check_fit, cleaned, not_finite, to_float32
+from minimind.manifest import MANIFEST_FILE, Manifest, newest_valid
+from minimind.presets import ModelConfig
+from minimind.tokenizer import TOKENIZER_FILE
+
+PICKLES = (".pth", ".pt", ".bin")
+
+
+@dataclass(frozen=True)
+class Source:
+    """``weights``: float32, by Hugging Face's names, exactly the tensors of ``config`` (tensors.tensor_shapes)."""
+
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    tokenizer_dir: Path | None
+    format: str  # checkpoint, huggingface, pth
+    warnings: tuple[str, ...] = ()
+
+
+def in_run(path: Path) -> Path:
+    """The newest whole checkpoint where ``path`` is a run directory, else ``path``. Raises ``CheckpointError``."""
+    if not (path / "checkpoints").is_dir():
+        return path
+    newest, _ = newest_valid(path)
+    if newest is None:
+        raise CheckpointError(f"The run {path} has no whole checkpoint.", hint="Choose another run.")
+    return newest
+
+
+def format_of(path: Path) -> str:
+    """Raises ``CheckpointError`` where there is nothing of a kind that can be read."""
+    if not path.exists():
+        raise CheckpointError(f"There is no checkpoint {path}.", hint="Check the path.")
+    if path.is_file():
+        if path.suffix not in PICKLES:
+            raise CheckpointError(f"{path} is not a .pth file.",
+                                  hint="Of a Hugging Face model, name the folder that holds its config.json.")
+        return "pth"
+    if (path / MANIFEST_FILE).exists():
+        return "checkpoint"
+    if (path / CONFIG_FILE).exists():
+        return "huggingface"
+    raise CheckpointError(f"{path} is neither a checkpoint nor a Hugging Face folder: it has no {MANIFEST_FILE} and no "
+                          f"{CONFIG_FILE}.",
+                          hint="Name a run, a directory like checkpoints/step-00000100-a1, a Hugging Face folder or a "
+                               ".pth file.")
+
+
+def files_of(path: Path) -> list[Path]:
+    """Files that hold the weights."""
+    kind = format_of(path)
+    if kind == "huggingface":
+        return weight_files(path)
+    return [path if kind == "pth" else path / WEIGHTS_FILE]
+
+
+def load_weights_from(path: Path | str) -> Source:
+    """Read and check weights. Raises ``CheckpointError`` that names the file, the first thing wrong and what to do."""
+    path = in_run(Path(path))
+    kind = format_of(path)
+    if kind == "pth":
+        weights = to_float32(read_pth(path), path)
+        config = infer_config(weights, path)
+        weights = cleaned(weights, config.tie_word_embeddings)
+    elif kind == "huggingface":
+        config, weights = read_huggingface(path)
+        weights = to_float32(weights, path)
+    else:
+        manifest = Manifest.read(path)
+        manifest.verify(path)
+        config = ModelConfig.from_dict(manifest.model)
+        weights = to_float32(read_safetensors(path / WEIGHTS_FILE), path)
+    check_fit(weights, config, path)
+    tokenizer = path if kind != "pth" and (path / TOKENIZER_FILE).is_file() else None
+    return Source(config, weights, tokenizer, kind, tuple(not_finite(weights, path)))

@@ -1,0 +1,199 @@
+"""What else a broken run must not change: with dropout, compiled, broken often, or in the middle of a window."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from minimind.control import write_control
+from minimind.data.cache import TokenCache
+from minimind.data.sampler import Window
+from minimind.model import Losses
+from minimind.run_dir import RunDir
+from minimind.step import Stepper
+from tests.minimind.training import (
+    TINY,
+    Ranks,
+    at_step,
+    curve,
+    events,
+    result,
+    run,
+    start,
+    weights,
+    write_dialogues,
+    write_texts,
+)
+
+OPTIONS = ("--max_steps", 24, "--accumulation_steps", 2, "--eval_interval", 5, "--sample_interval", 12,
+           "--save_interval", 7)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_texts(tmp_path / "data.jsonl")
+
+
+def paused_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempt: int, step: int, *options: object) -> None:
+    """Attempt ``attempt`` of the run "broken", asked to pause when ``step`` was reported: it stops after the next."""
+    with monkeypatch.context() as patch:
+        at_step(patch, step, lambda: write_control(RunDir(tmp_path / "broken").attempt(attempt).control, "pause"))
+        assert resume_or_start(tmp_path, attempt, *options) == 0
+    assert (result(tmp_path / "broken", attempt)["status"], result(tmp_path / "broken", attempt)["step"]) == (
+        "paused", step + 1)
+
+
+def resume_or_start(tmp_path: Path, attempt: int, *options: object) -> int:
+    return start(tmp_path, *options, out="broken") if attempt == 1 else \
+        run("pretrain", "--out", tmp_path / "broken", "--resume", "auto")
+
+
+def same_training(tmp_path: Path) -> None:
+    for kind in ("metrics", "eval", "sample"):
+        assert curve(tmp_path / "whole", kind) == curve(tmp_path / "broken", kind)
+    assert weights(tmp_path / "whole") == weights(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("more", [
+    pytest.param(("--dropout", 0.2), id="dropout"), pytest.param(("--num_experts", 2, "--dropout", 0.1), id="experts"),
+    pytest.param(("--optimizer", "adamw"), id="adamw", marks=pytest.mark.slow),
+    pytest.param(("--dropout", 0.2, "--gradient_checkpointing"), id="checkpointing", marks=pytest.mark.slow)])
+def test_five_pauses_at_random_change_nothing(tmp_path: Path, data: Path, more: tuple,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    assert start(tmp_path, *OPTIONS, *more, out="whole") == 0
+    steps = sorted(random.Random(str(more)).sample(range(1, 22), 5))
+    for attempt, step in enumerate((s for s in steps), 1):
+        step = max(step, result(tmp_path / "broken", attempt - 1)["step"] + 1 if attempt > 1 else step)
+        paused_at(tmp_path, monkeypatch, attempt, step, *OPTIONS, *more)
+    assert resume_or_start(tmp_path, 6) == 0
+    same_training(tmp_path)
+
+
+def test_dropout_drops_in_training_alone_and_draws_anew_each_step(tmp_path: Path, data: Path) -> None:
+    assert start(tmp_path, "--max_steps", 2, "--learning_rate", 1e-9, "--dropout", 0.5, "--save_interval", 1,
+                 "--eval_interval", 1, out="half") == 0
+    assert start(tmp_path, "--max_steps", 2, "--learning_rate", 1e-9, out="none") == 0
+    (first, second), (plain, _) = (
+        [dict(p)["loss"] for p in curve(tmp_path / out).values()] for out in ("half", "none"))
+    assert first != pytest.approx(plain, abs=1e-6)
+    evaluated = [dict(p)["eval_loss"] for p in curve(tmp_path / "half", "eval").values()]
+    assert evaluated[0] == pytest.approx(evaluated[1], abs=1e-5)  # no chance in it
+
+
+def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path, data: Path) -> None:
+    for out, more in (("kept", ()), ("again", ("--gradient_checkpointing",))):
+        assert start(tmp_path, "--max_steps", 4, "--dropout", 0.3, *more, out=out) == 0
+    for a, b in zip(curve(tmp_path / "kept").values(), curve(tmp_path / "again").values(), strict=True):
+        assert dict(a)["grad_norm"] == pytest.approx(dict(b)["grad_norm"], rel=1e-5)
+        assert dict(a)["loss"] == pytest.approx(dict(b)["loss"], rel=1e-6)
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches SIGKILL."""
+
+
+def in_the_window(monkeypatch: pytest.MonkeyPatch, step: int, act: object) -> None:
+    """Do something between the first and the second micro-step of ``step``."""
+    accumulate, losses = Stepper.accumulate, Stepper.losses
+    now = {"step": 0, "calls": 0}
+
+    def watched(self: Stepper, window: Window) -> torch.Tensor:
+        now.update(step=window.step, calls=0)
+        return accumulate(self, window)
+
+    def counted(self: Stepper, model: object, batch: object) -> Losses:
+        now["calls"] += 1
+        if now["step"] == step and now["calls"] == 2:
+            act()
+        return losses(self, model, batch)
+
+    monkeypatch.setattr(Stepper, "accumulate", watched)
+    monkeypatch.setattr(Stepper, "losses", counted)
+
+
+def test_a_pause_in_mid_window_waits_for_its_end_and_a_kill_redoes_it(tmp_path: Path, data: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    assert start(tmp_path, *OPTIONS, out="whole") == 0
+    with monkeypatch.context() as patch:
+        in_the_window(patch, 5, lambda: write_control(RunDir(tmp_path / "broken").attempt(1).control, "pause"))
+        assert start(tmp_path, *OPTIONS, out="broken") == 0
+    assert (result(tmp_path / "broken")["status"], result(tmp_path / "broken")["step"]) == ("paused", 5)
+
+    def kill() -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        in_the_window(patch, 10, kill)
+        with pytest.raises(Killed):
+            run("pretrain", "--out", tmp_path / "broken", "--resume", "auto")
+    assert RunDir(tmp_path / "broken").attempt(2).read_result() is None
+    assert run("pretrain", "--out", tmp_path / "broken", "--resume", "auto") == 0
+    assert events(tmp_path / "broken", 3)[0]["data"] == {"resumed_from_step": 7}
+    same_training(tmp_path)
+
+
+def test_the_last_window_of_an_epoch_is_partial_and_in_the_final_save(tmp_path: Path, data: Path) -> None:
+    """Upstream saved before its leftover micro-steps. Here every row of the epoch has changed the saved weights."""
+    assert start(tmp_path, "--epochs", 1, "--accumulation_steps", 3, "--save_interval", 1, "--batch_size", 1) == 0
+    resolved = json.loads((tmp_path / "run/resolved.json").read_text())
+    rows, steps = resolved["rows"], resolved["total_steps"]
+    left = rows - 3 * (steps - 1)
+    assert 0 < left < 3
+    last, before = RunDir(tmp_path / "run").checkpoint_dirs()[:2]
+    assert last.name == f"step-{steps:08d}-a1" and result(tmp_path / "run")["checkpoint"] == str(last)
+    assert (last / "model.safetensors").read_bytes() != (before / "model.safetensors").read_bytes()
+    sampler = json.loads((last / "trainer.json").read_text())["sampler"]
+    assert sampler["position"] == rows  # every row once
+    tokens = TokenCache(next((tmp_path / "cache/tokens").iterdir())).sizes
+    assert json.loads((last / "trainer.json").read_text())["tokens"] >= tokens.sum() * 0.9
+
+
+def test_a_batch_without_targets_gives_no_nan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upstream's mean over no targets was NaN. One micro-batch, then a whole window, loses all of its targets."""
+    write_dialogues(tmp_path / "data.jsonl", 20)
+    batch, masked = Stepper.batch, {"calls": 0}
+
+    def without_targets(self: Stepper, numbers: object, rows: object = None) -> tuple:
+        ids, targets, segments = batch(self, numbers, rows)
+        masked["calls"] += rows is None and len(numbers) > 0
+        return ids, torch.full_like(targets, -100) if masked["calls"] in (2, 5, 6) else targets, segments
+
+    monkeypatch.setattr(Stepper, "batch", without_targets)
+    assert start(tmp_path, "--max_steps", 4, "--accumulation_steps", 2, "--eval_interval", 0, "--sample_interval", 0,
+                 stage="sft") == 0
+    points = [dict(p) for p in curve(tmp_path / "run").values()]
+    assert all(p["loss"] is not None and p["grad_norm"] is not None for p in points)
+    assert points[2]["loss"] == 0 and points[2]["grad_norm"] == 0 and points[3]["loss"] > 0
+    assert not any("skipped" in e["data"]["message"] for e in events(tmp_path / "run", 1, "warning"))
+
+
+def test_changed_data_is_refused_unless_allowed(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch,
+                                                capfd: pytest.CaptureFixture) -> None:
+    paused_at(tmp_path, monkeypatch, 1, 3, *OPTIONS)
+    data.write_text(data.read_text() + json.dumps({"text": "the cat sleeps near the river"}) + "\n")
+    assert resume_or_start(tmp_path, 2) == 2
+    assert "the training data changed" in capfd.readouterr().err
+    assert run("pretrain", "--out", tmp_path / "broken", "--resume", "auto", "--allow_changes") == 0
+    assert result(tmp_path / "broken", 3)["status"] == "completed"
+    assert any("the training data changed" in e["data"]["message"]
+               for e in events(tmp_path / "broken", 3, "warning"))
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_resumed_exactly(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # in processes of their own: torch's compiler warns of torch's own deprecated parts
+    arguments = (*TINY, "--data_path", data, "--cache_dir", tmp_path / "cache", *OPTIONS, "--use_compile")
+    for out in ("whole", "broken"):
+        ranks = Ranks(1, "pretrain", "--out", tmp_path / out, *arguments)
+        if out == "broken":
+            ranks.wait_until(lambda: len(events(tmp_path / "broken", 1, "metrics")) >= 9, 300)
+            ranks.kill()
+            ranks = Ranks(1, "pretrain", "--out", tmp_path / out, "--resume", "auto")
+        assert ranks.wait(300) == [0], ranks.output
+    assert events(tmp_path / "broken", 2)[0]["data"]["resumed_from_step"] == 7
+    assert any("Compiled in" in e["data"]["message"] for e in events(tmp_path / "broken", 2, "log"))
+    same_training(tmp_path)
