@@ -238,7 +238,7 @@ def label_of(name: str) -> str:
         "learning_rate": _("Learning rate"), "warmup_fraction": _("Warm-up share"),
         "min_lr_fraction": _("Final learning rate share"), "weight_decay": _("Weight decay"),
         "adam_beta2": _("AdamW beta 2"), "grad_clip": _("Gradient clipping"), "optimizer": _("Optimizer"),
-        "early_stop": _("Early stop"), "batch_tokens": _("Batch size in tokens"), "dropout": _("Dropout"),
+        "early_stop": _("Early stop"), "batch_tokens": _("Tokens per step"), "dropout": _("Dropout"),
         "nan_policy": _("Steps that are not finite"), "save_best": _("Save the best"),
         "gradient_checkpointing": _("Gradient checkpointing"),
         "dtype": _("Number format"), "attention": _("Attention kernel"), "use_compile": _("Compile the model"),
