@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from minimind.attention import Segments, attend, attend_cached
 from minimind.losses import linear_cross_entropy
+from minimind.mlp import MLP
 from minimind.moe import MoE, Routing, split_experts, stack_experts
 from minimind.norm import rms_norm
 from minimind.presets import ModelConfig
@@ -91,19 +92,6 @@ class Attention(nn.Module):
         """q [B, T, H, D] and k, v [B, T, G, D]; q and k turned to their positions."""
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
         return rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin), v
-
-
-class MLP(nn.Module):
-    """SwiGLU (Shazeer, arXiv:2002.05202)."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class DecoderLayer(nn.Module):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimind.errors import CheckpointError
+from minimind.mlp import MLP
 from minimind.presets import ModelConfig
 
 #: public from torch 2.10 on
@@ -67,7 +68,7 @@ class MoE(nn.Module):
         self.aux_loss_coef = config.router_aux_loss_coef
         self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
         self.experts = Experts(config)
-        self.shared_experts = nn.ModuleList(SharedExpert(config) for _ in range(config.num_shared_experts))
+        self.shared_experts = nn.ModuleList(MLP(config) for _ in range(config.num_shared_experts))
 
     def reset_parameters(self, std: float) -> None:
         """Every matrix N(0, std)."""
@@ -118,19 +119,6 @@ class Experts(nn.Module):
         out = grouped_linear(gated, down_proj, ends)
         out = gather(out, place, order[:, None]).view(n, k, -1)
         return (out * weights.to(dtype)[..., None]).sum(1)
-
-
-class SharedExpert(nn.Module):
-    """A SwiGLU that every token passes."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class _Gather(torch.autograd.Function):
