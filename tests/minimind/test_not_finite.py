@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,17 @@ from minimind.data.sampler import Window
 from minimind.model import Losses
 from minimind.run_dir import RunDir
 from minimind.step import Stepper
-from tests.minimind.training import TINY, at_step, curve, events, result, run, start, write_texts
+from tests.minimind.training import (
+    TINY,
+    at_step,
+    curve,
+    events,
+    result,
+    run,
+    start,
+    watch_micro_steps,
+    write_texts,
+)
 
 
 @pytest.fixture
@@ -26,21 +37,12 @@ def data(tmp_path: Path) -> Path:
 
 def broken_at(monkeypatch: pytest.MonkeyPatch, steps: set[int], rank: int = 0) -> None:
     """The loss of the second micro-step of ``steps`` is NaN on ``rank``."""
-    accumulate, losses = Stepper.accumulate, Stepper.losses
-    now = {"step": 0, "calls": 0}
-
-    def watched(self: Stepper, window: Window) -> torch.Tensor:
-        now.update(step=window.step, calls=0)
-        return accumulate(self, window)
-
-    def nan_losses(self: Stepper, model: object, batch: object) -> Losses:
-        found = losses(self, model, batch)
-        now["calls"] += 1
-        breaks = now["step"] in steps and now["calls"] == 2 and self.world.rank == rank
+    def nan_losses(stepper: Stepper, step: int, number: int, compute: Callable[[], Losses]) -> Losses:
+        found = compute()
+        breaks = step in steps and number == 2 and stepper.world.rank == rank
         return found._replace(nll=found.nll * float("nan")) if breaks else found
 
-    monkeypatch.setattr(Stepper, "accumulate", watched)
-    monkeypatch.setattr(Stepper, "losses", nan_losses)
+    watch_micro_steps(monkeypatch, nan_losses)
 
 
 def test_numbers_that_are_not_finite_end_the_run(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

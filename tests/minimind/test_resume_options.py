@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ import torch
 
 from minimind.control import write_control
 from minimind.data.cache import TokenCache
-from minimind.data.sampler import Window
 from minimind.model import Losses
 from minimind.run_dir import RunDir
 from minimind.step import Stepper
@@ -24,6 +24,7 @@ from tests.minimind.training import (
     result,
     run,
     start,
+    watch_micro_steps,
     weights,
     write_dialogues,
     write_texts,
@@ -96,23 +97,14 @@ class Killed(BaseException):
     """Nothing catches it, as nothing catches SIGKILL."""
 
 
-def in_the_window(monkeypatch: pytest.MonkeyPatch, step: int, act: object) -> None:
+def in_the_window(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
     """Do something between the first and the second micro-step of ``step``."""
-    accumulate, losses = Stepper.accumulate, Stepper.losses
-    now = {"step": 0, "calls": 0}
-
-    def watched(self: Stepper, window: Window) -> torch.Tensor:
-        now.update(step=window.step, calls=0)
-        return accumulate(self, window)
-
-    def counted(self: Stepper, model: object, batch: object) -> Losses:
-        now["calls"] += 1
-        if now["step"] == step and now["calls"] == 2:
+    def acting(_: Stepper, now: int, number: int, compute: Callable[[], Losses]) -> Losses:
+        if now == step and number == 2:
             act()
-        return losses(self, model, batch)
+        return compute()
 
-    monkeypatch.setattr(Stepper, "accumulate", watched)
-    monkeypatch.setattr(Stepper, "losses", counted)
+    watch_micro_steps(monkeypatch, acting)
 
 
 def test_a_pause_in_mid_window_waits_for_its_end_and_a_kill_redoes_it(tmp_path: Path, data: Path,

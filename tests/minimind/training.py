@@ -18,9 +18,12 @@ import pytest
 import torch
 
 import train
+from minimind.data.sampler import Window
 from minimind.events import EventWriter, read_events
 from minimind.metrics import TIMING_KEYS
+from minimind.model import Losses
 from minimind.run_dir import RunDir
+from minimind.step import Stepper
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--hidden_size", "32", "--num_hidden_layers", "2", "--num_attention_heads", "2", "--num_key_value_heads", "1",
@@ -162,3 +165,22 @@ def result(run_dir: Path, attempt: int = 1) -> dict:
     found = RunDir(run_dir).attempt(attempt).read_result()
     assert found is not None
     return found
+
+
+def watch_micro_steps(monkeypatch: pytest.MonkeyPatch,
+                      instead: Callable[[Stepper, int, int, Callable[[], Losses]], Losses]) -> None:
+    """``instead(stepper, step, number, compute)`` stands for every batch's losses; the first of a window has number 1
+    and ``compute()`` are the true ones."""
+    accumulate, losses = Stepper.accumulate, Stepper.losses
+    now = {"step": 0, "calls": 0}
+
+    def watched(self: Stepper, window: Window) -> torch.Tensor:
+        now.update(step=window.step, calls=0)
+        return accumulate(self, window)
+
+    def counted(self: Stepper, model: object, batch: object) -> Losses:
+        now["calls"] += 1
+        return instead(self, now["step"], now["calls"], lambda: losses(self, model, batch))
+
+    monkeypatch.setattr(Stepper, "accumulate", watched)
+    monkeypatch.setattr(Stepper, "losses", counted)
