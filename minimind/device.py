@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -52,6 +56,18 @@ def has_native_bfloat16() -> bool:
         known = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(known.get("bf16") or known.get("sve_bf16"))
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def missing_for_compile(device: torch.device) -> str | None:
+    """What torch.compile would look for in vain on this machine, in words; ``None`` where it can work."""
+    ours = os.environ.get("CXX" if device.type == "cpu" else "CC")
+    usual = (("clang++",) if sys.platform == "darwin" else ("g++",)) if device.type == "cpu" else ("cc", "gcc", "clang")
+    names = (ours,) if ours else usual
+    if not any(shutil.which(name) for name in names):
+        return f"a compiler ({' or '.join(names)})"
+    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+        return "Python's header files (Python.h)"
+    return None
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

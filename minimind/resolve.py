@@ -80,9 +80,21 @@ def compile_pays(device: str, expected_s: float) -> tuple[bool, str]:
     return expected_s > least, (f"about {expected_s / 60:.3g} minutes of training; it pays from {least / 60:g} on")
 
 
-def decide_compile(config: TrainConfig, resolved: dict, measure: Callable[[], float]) -> tuple[bool, str]:
-    """What ``use_compile`` auto becomes, in the first attempt. ``measure``: seconds of one step without it, asked for
-    only where it could matter."""
+def check_compile(resolved: dict, missing: str | None) -> None:
+    """Raises ``ConfigError`` where the run is compiled and the machine lacks what that needs (``missing``)."""
+    if resolved["use_compile"] and missing is not None:
+        raise ConfigError([{"field": "use_compile", "message": f"torch.compile cannot work here: {missing} was not "
+                                                               "found.",
+                            "hint": "Install it (Debian and Ubuntu: apt install g++ python3-dev), or leave use_compile "
+                                    "out."}])
+
+
+def decide_compile(config: TrainConfig, resolved: dict, missing: str | None,
+                   measure: Callable[[], float]) -> tuple[bool, str]:
+    """What ``use_compile`` auto becomes, in the first attempt. ``missing``: what the machine lacks for it.
+    ``measure``: seconds of one step without it, asked for only where it could matter."""
+    if missing is not None:
+        return False, f"{missing} was not found"
     total = resolved["total_steps"]
     if total is None:
         assert config.max_minutes is not None

@@ -19,7 +19,7 @@ from minimind.cli import Command
 from minimind.config import TrainConfig
 from minimind.control import ControlReader
 from minimind.data.mixture import Source, fingerprint
-from minimind.device import choose_device, choose_dtype, make_repeatable
+from minimind.device import choose_device, choose_dtype, make_repeatable, missing_for_compile
 from minimind.distributed import World, threads_per_rank
 from minimind.errors import ConfigError, DiskFullError, MiniMindError
 from minimind.evaluation import HeldOut
@@ -203,6 +203,8 @@ class Session:
             data_fingerprint=fingerprint(sources), tokenizer_fingerprint=tokenizer.fingerprint,
             base_weights=prepared.base_weights, old=old, allow_changes=job.allow_changes)
         changes = resolution.check_same(old, resolved, allow_changes=job.allow_changes) if old else []
+        missing = missing_for_compile(device)
+        resolution.check_compile(resolved, missing)
         for change in changes:
             self.reporter.warn(f"Continuing although {change}.")
         torch.set_num_threads(resolved["threads_per_rank"])
@@ -216,7 +218,7 @@ class Session:
         if prepared.base and job.resume_from is None:
             load_weights(trainer.model, Path(prepared.base))
         if resolved["use_compile"] is None:
-            compiled, reason = resolution.decide_compile(config, resolved, trainer.rehearsal.glance)
+            compiled, reason = resolution.decide_compile(config, resolved, missing, trainer.rehearsal.glance)
             resolved |= {"use_compile": compiled, "compile_reason": reason}
         trainer.get_ready()
         if resolved["total_steps"] is None:

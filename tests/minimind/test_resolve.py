@@ -10,6 +10,7 @@ import torch
 
 from minimind import device as devices
 from minimind import resolve as resolution
+from minimind import session
 from minimind.config import parse_config
 from minimind.errors import ConfigError
 from minimind.rehearsal import Rehearsal
@@ -33,7 +34,8 @@ def decided(total_steps: int | None, s_per_step: float, **options: object) -> tu
         return s_per_step
 
     config = parse_config("pretrain", options)
-    compiled, reason = resolution.decide_compile(config, {"total_steps": total_steps, "device": "cpu"}, measure)
+    compiled, reason = resolution.decide_compile(config, {"total_steps": total_steps, "device": "cpu"}, None,
+                                                   measure)
     assert reason
     return compiled, len(asked)
 
@@ -49,6 +51,7 @@ def test_compiling_is_for_long_runs() -> None:
 
 def test_the_decision_is_made_once_and_kept(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolution, "COMPILE_MIN_STEPS", 3)
+    monkeypatch.setattr(session, "missing_for_compile", lambda device: None)
     glances, glance = [], Rehearsal.glance
 
     def watched(self: Rehearsal) -> float:
@@ -66,6 +69,19 @@ def test_the_decision_is_made_once_and_kept(tmp_path: Path, data: Path, monkeypa
     (tmp_path / "run/attempts/1/result.json").unlink()  # as if it had been killed
     assert run("pretrain", "--out", tmp_path / "run", "--resume", "auto") == 0
     assert len(glances) == 1
+
+
+def test_a_machine_without_a_compiler_trains_without_it(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch,
+                                                        capfd: pytest.CaptureFixture) -> None:
+    """torch.compile would fail in the first step, after everything was prepared."""
+    monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
+    monkeypatch.setattr(resolution, "COMPILE_MIN_STEPS", 1)
+    monkeypatch.setitem(resolution.COMPILE_PAYS_S, "cpu", 0.0)
+    assert start(tmp_path, "--max_steps", 2) == 0
+    resolved = json.loads((tmp_path / "run/resolved.json").read_text())
+    assert resolved["use_compile"] is False and "no-such-compiler) was not found" in resolved["compile_reason"]
+    assert start(tmp_path, "--max_steps", 2, "--use_compile", out="asked") == 2
+    assert "torch.compile cannot work here: a compiler" in capfd.readouterr().err
 
 
 def test_bfloat16_needs_a_cpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
