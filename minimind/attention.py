@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minimind.device import to_device
 from minimind.errors import ConfigError
 
 KERNELS = ("sdpa", "flash_attn", "flex")
@@ -79,7 +80,8 @@ class Segments:
 
     def positions(self, device: torch.device | str = "cpu") -> Tensor:
         """Position of each token in its own document, [N]."""
-        return torch.cat([torch.arange(length).repeat(count) for count, length in self.groups]).to(device)
+        made = torch.cat([torch.arange(length).repeat(count) for count, length in self.groups])
+        return to_device(made, torch.device(device))
 
     def bounds(self, device: torch.device) -> Tensor:
         """Start of each document and the end of the last, [documents + 1] int32."""
@@ -109,7 +111,7 @@ class Segments:
     def _once(self, name: str, device: torch.device, make: Any) -> Tensor:
         key = f"{name}@{device}"
         if key not in self._memo:
-            self._memo[key] = make().to(device)
+            self._memo[key] = to_device(make(), device)
         return self._memo[key]
 
 

@@ -73,7 +73,7 @@ def missing_for_compile(device: torch.device) -> str | None:
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """``tensor`` of the host on ``device``. A GPU copies from pinned memory when it comes to it; nobody waits."""
     if device.type != "cuda":
-        return tensor
+        return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
