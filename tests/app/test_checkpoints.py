@@ -8,7 +8,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, func, select
 
 from app.checkpoints.download import TarStream
 from app.checkpoints.queries import list_checkpoints
@@ -35,10 +35,13 @@ def make_checkpoint(directory: Path, **files: bytes) -> Path:
 
 
 def add(api: Api, path: Path, run_id: str | None = None, state: str = "ready", step: int = 3) -> str:
+    """A later call makes a newer row, also within one tick of the database's clock (a millisecond in SQLite)."""
     run_id = run_id or new_run(api)["id"]
     with transaction() as session:
+        newest = session.scalar(select(func.max(Checkpoint.created_at))) or 0.0
         row = Checkpoint(run_id=run_id, attempt=1, stage="pretrain", step=step, tokens=step * 100, bytes=11, loss=2.0,
-                         eval_loss=float("inf"), path=str(path), state=state, created_at=now(session))
+                         eval_loss=float("inf"), path=str(path), state=state,
+                         created_at=max(now(session), newest + 0.001))
         session.add(row)
     return row.id
 
