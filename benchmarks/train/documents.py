@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +108,4 @@ def token_stream(paths: list[Path], tokenizer_dir: Path | None) -> tuple[np.ndar
     tokenizer = Tokenizer.load(tokenizer_dir) if tokenizer_dir else Tokenizer.train(iter(texts), VOCABULARY)
     order = np.random.default_rng(0).permutation(len(texts))
     ids = tokenizer.encode_batch([texts[i] for i in order])
-    stream = np.fromiter((i for document in ids for i in document), dtype=np.int64)
-    assert math.prod(stream.shape) > 0
-    return stream, tokenizer
+    return np.fromiter((i for document in ids for i in document), dtype=np.int64), tokenizer
