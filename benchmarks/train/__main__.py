@@ -7,8 +7,8 @@ One thread, CPU seconds, all contestants in turn in one process, medians of the 
 second (padding is not counted), so the fill of padded rows stands beside every ratio. Utilisation is
 ``tokens/s * (6 N + 6 L h c) / rate of float32 products``, both measured in the same rounds. Before that the loss and
 the gradients of the same documents are compared; after it (``--minutes``) what loss each one reaches in equal CPU time.
-``--cores`` compares one process with two threads with two ranks of one, by the clock. trl needs ``pip install
-trl==1.16.0`` beside the requirements. Without --data the starter corpus is used, which is not real text.
+``--cores`` compares one process with two threads with two ranks of one, by the clock. trl is no part of the
+studio: ``pip install -e .[bench]``. Without --data the starter corpus is used, which is not real text.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks.train.contestants import Contestant, HuggingFace, Ours, contestants, matmul_rate  # noqa: E402
+from benchmarks.train.contestants import Contestant, HuggingFace, Ours, Trl, contestants, matmul_rate  # noqa: E402
 from benchmarks.train.cores import compare_cores  # noqa: E402
 from benchmarks.train.documents import SHAPES, Documents, Shape, token_stream  # noqa: E402
 from minimind.data import starter  # noqa: E402
@@ -80,7 +80,7 @@ def run_shape(shape: Shape, documents: Documents, args: argparse.Namespace, toke
             print(f"  compiling took {time.perf_counter() - start:.0f} s by the clock (not in the figures below)")
     race(racers, flops, args.rounds)
     if args.minutes:
-        race_to_loss(shape, documents, args)
+        race_to_loss(shape, documents, args, tokenizer_file)
     print()
 
 
@@ -116,26 +116,30 @@ def race(racers: list[Contestant], flops: float, rounds: int) -> None:
               f"{ratios[-1]:8.2f}{statistics.median(values) * flops / rate:13.1%}")
 
 
-def race_to_loss(shape: Shape, documents: Documents, args: argparse.Namespace) -> None:
+def race_to_loss(shape: Shape, documents: Documents, args: argparse.Namespace, tokenizer_file: str) -> None:
     """From the same start, equal CPU time for each; loss on documents that nobody trained on."""
     torch.manual_seed(0)
     theirs = HuggingFace(shape, documents)
     weights = {k: v.clone() for k, v in theirs.model.state_dict().items()}
-    racers = [theirs, Ours(shape, documents, weights=weights)]
-    if "compiled" in args.against:
-        racers.append(Ours(shape, documents, compiled=True, weights=weights))
-        racers[-1].model.load_weights(weights)
-    spent, seen = dict.fromkeys((r.name for r in racers), 0.0), dict.fromkeys((r.name for r in racers), 0)
-    start = racers[0].mean_loss(documents.held_out)
-    while any(s < args.minutes * 60 for s in spent.values()):
-        for racer in racers:
-            if spent[racer.name] < args.minutes * 60:
+    racers: dict[str, Contestant] = {"hf": theirs, "ours": Ours(shape, documents, weights=weights),
+                                     "compiled": Ours(shape, documents, compiled=True, weights=weights)}
+    racers = {name: racer for name, racer in racers.items() if name in args.against}
+    alone = [Trl(shape, documents, packing=name == "trl_packing", tokenizer_file=tokenizer_file, weights=weights)
+             for name in args.against if name.startswith("trl")]
+    spent, seen = dict.fromkeys(racers, 0.0), dict.fromkeys(racers, 0)
+    start, limit = theirs.mean_loss(documents.held_out), args.minutes * 60
+    while any(s < limit for s in spent.values()):
+        for name, racer in racers.items():
+            if spent[name] < limit:
                 tokens, seconds = racer.train(1)
-                spent[racer.name] += seconds
-                seen[racer.name] += tokens
+                spent[name] += seconds
+                seen[name] += tokens
     print(f"  loss on held-out documents after {args.minutes:g} CPU minutes each (from {start:.3f}):")
-    for racer in racers:
-        print(f"  {racer.name:24}{racer.mean_loss(documents.held_out):8.3f}  {seen[racer.name]:,} tokens")
+    for name, racer in racers.items():
+        print(f"  {racer.name:24}{racer.mean_loss(documents.held_out):8.3f}  {seen[name]:,} tokens")
+    for trl in alone:
+        tokens, _ = trl.train_for(limit)
+        print(f"  {trl.name:24}{trl.mean_loss(documents.held_out):8.3f}  {tokens:,} tokens", flush=True)
 
 
 if __name__ == "__main__":

@@ -22,14 +22,18 @@ from minimind.optim import Optimizer
 
 LEARNING_RATE, WEIGHT_DECAY, BETAS = 1e-3, 0.1, (0.9, 0.95)
 IGNORE = -100
+TRL_MOST_STEPS_A_MINUTE = 120  # no shape here makes as many; rows are laid out for them beforehand
 
 
 class Contestant(Protocol):
     name: str
-    has_model: bool  # whether ``mean_loss`` can be asked
 
     def train(self, steps: int) -> tuple[int, float]:
         """``(real tokens, CPU seconds)`` of that many optimizer steps."""
+        ...
+
+    def mean_loss(self, documents: list[np.ndarray]) -> float:
+        """Nats a token over ``documents``."""
         ...
 
 
@@ -53,8 +57,6 @@ def padded(documents: list[np.ndarray], seq_len: int) -> dict[str, Tensor]:
 
 class Ours:
     """One step of the trainer: the packed stream, the summed loss over its targets, clipping, fused AdamW."""
-
-    has_model = True
 
     def __init__(self, shape: Shape, documents: Documents, *, compiled: bool = False, weights: dict | None = None):
         self.name = "ours, compiled" if compiled else "ours"
@@ -101,12 +103,20 @@ def hugging_face_model(shape: Shape) -> Any:
     return Qwen3ForCausalLM(config).train()
 
 
+@torch.no_grad()
+def mean_loss(model: Any, documents: list[np.ndarray]) -> float:
+    """Nats a token of a Hugging Face model over ``documents``, one after the other."""
+    nats = count = 0.0
+    for document in documents:
+        loss = model(**padded([document], len(document))).loss
+        nats, count = nats + float(loss) * (len(document) - 1), count + len(document) - 1
+    return nats / count
+
+
 class HuggingFace:
     """The loop that everyone writes first: rows padded to the full length with an attention mask."""
 
     name = "hugging face, padded"
-    has_model = True
-
     def __init__(self, shape: Shape, documents: Documents):
         self.shape = shape
         self.model = hugging_face_model(shape)
@@ -132,31 +142,37 @@ class HuggingFace:
             tokens += sum(map(len, documents))
         return tokens, seconds
 
-    @torch.no_grad()
     def mean_loss(self, documents: list[np.ndarray]) -> float:
-        nats = count = 0.0
-        for document in documents:
-            loss = self.model(**padded([document], len(document))).loss
-            nats, count = nats + float(loss) * (len(document) - 1), count + len(document) - 1
-        return nats / count
+        return mean_loss(self.model, documents)
 
 
 class Trl:
-    """``trl.SFTTrainer`` as it comes, or with ``packing=True``; its own step is timed, from start to end."""
+    """``trl.SFTTrainer`` as it comes, or with ``packing=True``; its own steps are timed, from start to end."""
 
-    has_model = False
-
-    def __init__(self, shape: Shape, documents: Documents, *, packing: bool, tokenizer_file: str):
+    def __init__(self, shape: Shape, documents: Documents, *, packing: bool, tokenizer_file: str,
+                 weights: dict | None = None):
         self.name = "trl, packing" if packing else "trl"
         self.shape, self.packing, self.tokenizer_file = shape, packing, tokenizer_file
         self.reader: Reader = documents.reader()
         self.model = hugging_face_model(shape)
+        if weights is not None:
+            self.model.load_state_dict(weights)
 
     def train(self, steps: int) -> tuple[int, float]:
-        from transformers import PreTrainedTokenizerFast, TrainerCallback
+        return self._train(steps + 1, not_timed=1)
+
+    def train_for(self, seconds: float) -> tuple[int, float]:
+        """As many steps as begin within ``seconds`` of CPU time, all of one optimizer."""
+        steps = TRL_MOST_STEPS_A_MINUTE * max(1, round(seconds / 60))
+        return self._train(steps, limit_s=seconds)
+
+    def mean_loss(self, documents: list[np.ndarray]) -> float:
+        return mean_loss(self.model, documents)
+
+    def _train(self, steps: int, *, not_timed: int = 0, limit_s: float = float("inf")) -> tuple[int, float]:
+        from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
         from trl import SFTConfig, SFTTrainer
 
-        trainer_steps = steps + 1  # the first one is not timed
         clock = {"seconds": 0.0, "tokens": 0, "on": 0.0}
 
         class Clock(TrainerCallback):
@@ -164,12 +180,13 @@ class Trl:
                 clock["on"] = time.process_time()
 
             def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-                if state.global_step > 1:
+                if state.global_step > not_timed:
                     clock["seconds"] += time.process_time() - clock["on"]
+                control.should_training_stop |= clock["seconds"] >= limit_s
 
         class Counted(SFTTrainer):
             def training_step(self, model: Any, inputs: dict, *rest: Any, **more: Any) -> Any:
-                if self.state.global_step >= 1:
+                if self.state.global_step >= not_timed:
                     mask = inputs.get("attention_mask")
                     clock["tokens"] += int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
                 return super().training_step(model, inputs, *rest, **more)
@@ -178,20 +195,22 @@ class Trl:
                                             pad_token="<|endoftext|>")
         with tempfile.TemporaryDirectory() as place:
             config = SFTConfig(
-                output_dir=place, max_steps=trainer_steps, max_length=self.shape.seq_len, packing=self.packing,
+                output_dir=place, max_steps=steps, max_length=self.shape.seq_len, packing=self.packing,
                 per_device_train_batch_size=self.shape.batch_size, learning_rate=LEARNING_RATE, max_grad_norm=1.0,
                 weight_decay=WEIGHT_DECAY, adam_beta2=BETAS[1], lr_scheduler_type="constant", report_to=[],
                 save_strategy="no", logging_strategy="no", use_cpu=True, bf16=False, fp16=False, disable_tqdm=True,
                 gradient_checkpointing=False)
             trainer = Counted(model=self.model, args=config, processing_class=tokenizer, callbacks=[Clock()],
-                              train_dataset=_data_set(self.reader, trainer_steps * self.shape.batch_size * 2))
+                              train_dataset=_data_set(self.reader, steps * self.shape.batch_size * 2))
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
         return int(clock["tokens"]), clock["seconds"]
 
 
 def _data_set(reader: Reader, count: int) -> Any:
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
 
+    disable_progress_bars()
     return Dataset.from_list([{"input_ids": d.tolist()} for d in reader.take(count)])
 
 
