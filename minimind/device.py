@@ -82,6 +82,8 @@ def make_repeatable(device: torch.device) -> None:
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # For finding bugs: every new tensor would be filled with NaN before it is written.
+        torch.utils.deterministic.fill_uninitialized_memory = False
         torch.set_float32_matmul_precision("high")
 
 

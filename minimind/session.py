@@ -173,7 +173,7 @@ class Session:
         assert isinstance(config, TrainConfig)
         device = choose_device(config.device, self.world.local_rank)
         dtype, dtype_reason = choose_dtype(config.dtype, device)
-        kernel = choose_kernel(config.attention, device, dtype)
+        choose_kernel(config.attention, device, dtype)  # says now what is missing
         make_repeatable(device)
         self._warn_about_options(config)
         if config.use_wandb and self.world.is_main:
@@ -198,7 +198,9 @@ class Session:
         old = resolution.previous(job.run_dir, job.attempt.number)
         resolved = resolution.resolve(
             config, preset=preset, model=prepared.model, world_size=self.world.size, device=device.type,
-            dtype=str(dtype).removeprefix("torch."), dtype_reason=dtype_reason, attention=kernel,
+            dtype=str(dtype).removeprefix("torch."), dtype_reason=dtype_reason,
+            attention=choose_kernel(config.attention, device, dtype, prepared.model["head_dim"],
+                                    before=old and old.get("attention")),
             threads=threads_per_rank(self.world, external=job.external), rows=len(data.train),
             data_fingerprint=fingerprint(sources), tokenizer_fingerprint=tokenizer.fingerprint,
             base_weights=prepared.base_weights, old=old, allow_changes=job.allow_changes)

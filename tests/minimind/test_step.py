@@ -62,6 +62,7 @@ def test_a_step_asks_the_device_for_nothing(tmp_path: Path, data: Path, scaled: 
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_step_on_a_gpu_waits_for_nothing(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     take = Stepper.take
 

@@ -109,7 +109,8 @@ def check_gpu() -> Iterator[Finding]:
         facts = torch.cuda.get_device_properties(index)
         yield "ok", f"cuda:{index} {facts.name}, {facts.total_memory / 2**30:.0f} GiB", ""
     if importlib.util.find_spec("flash_attn") is None:
-        yield "note", "flash-attn is not installed; PyTorch's own attention is used", "pip install '.[gpu]' adds it."
+        yield "note", "flash-attn is not installed; PyTorch's own variable-length attention is used", \
+            "It needs no package. pip install '.[gpu]' adds flash-attn."
 
 
 def check_disk() -> Iterator[Finding]:
