@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import shutil
@@ -162,6 +163,47 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, save, monkeypatch: py
             save(2)
     assert [p.name for p in old.parent.iterdir()] == [old.name]
     Manifest.read(old).verify(old)
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches SIGKILL."""
+
+
+def test_a_kill_at_any_moment_of_a_save_hurts_nothing(tmp_path: Path, save, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before the first touch of the disk, before the second, ... until a save gets through."""
+    old = save(1)
+    touches = ((saving.torch, "save"), (saving, "save_file"), (saving, "_fsync"), (saving, "fsync_dir"),
+               (saving, "write_json"), (Tokenizer, "save"), (Manifest, "seal"), (Path, "mkdir"), (Path, "rename"),
+               (shutil, "rmtree"))
+    names: list[str] = []
+
+    def deadly(name: str, call: Callable, at: int) -> Callable:
+        def touch(*arguments: object, **more: object) -> object:
+            names.append(name)
+            if len(names) == at:
+                raise Killed
+            return call(*arguments, **more)
+        return touch
+
+    is_saved = []
+    while not is_saved or names[-1] != "done":
+        names.clear()
+        with monkeypatch.context() as patch:
+            for owner, name in touches:
+                patch.setattr(owner, name, deadly(name, getattr(owner, name), len(is_saved) + 1))
+            with contextlib.suppress(Killed):
+                save(2)
+                names.append("done")
+        found, damaged = newest_valid(tmp_path)
+        assert found is not None and damaged == []
+        Manifest.read(old).verify(old)
+        is_saved.append(found != old)
+        remove_leftovers(RunDir(tmp_path))
+        assert {p.name for p in old.parent.iterdir()} == {old.name, found.name}
+        if found != old:
+            shutil.rmtree(found)
+    assert set(names) == {name for _, name in touches} | {"done"}
+    assert is_saved.index(True) == names.index("rename") + 1 and all(is_saved[names.index("rename") + 1:])
 
 
 def test_leftovers_of_killed_attempts_go(tmp_path: Path, save) -> None:

@@ -13,6 +13,7 @@ from minimind import moe
 from minimind.errors import CheckpointError
 from minimind.moe import MoE, balance_loss, choose_experts, split_experts, stack_experts
 from minimind.presets import ModelConfig
+from tests.minimind.shapes import MOE, model_of, random_weights
 
 ALIGNED, ODD = (24, 40), (21, 7)  # hidden_size, intermediate_size; rows of whole 16 bytes, and not
 
@@ -116,6 +117,29 @@ def test_a_single_expert_has_weight_one_exactly_and_its_router_learns() -> None:
         slope = (surrogate(router + change) - surrogate(router - change)) / (2 * step)
         assert abs(slope) > 1e-3
         assert abs(layer.gate.weight.grad[e, c] - slope) < 1e-4 * max(1.0, abs(slope))
+
+
+def test_the_language_models_loss_alone_teaches_every_router(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a whole model with one normalised expert a token; with plain p / p instead none of them would learn."""
+    ids = torch.randint(0, MOE.vocab_size, (2, 40), generator=torch.Generator().manual_seed(3))
+
+    def logits_and_gates() -> tuple[Tensor, list[float]]:
+        model = model_of(MOE, random_weights(MOE)).train()
+        assert MOE.num_experts_per_tok == 1 and MOE.norm_topk_prob
+        model(ids[:, :-1], targets=ids[:, 1:]).nll.backward()
+        share = [layer.mlp.gate.weight.grad.norm() / layer.mlp.experts.up_proj.grad.norm()
+                 for layer in model.model.layers]
+        return model(ids).detach(), [float(s) for s in share]
+
+    def plain(probs: Tensor, k: int, normalize: bool) -> tuple[Tensor, Tensor]:
+        weights, chosen = probs.topk(k, dim=-1)
+        return weights / weights.sum(-1, keepdim=True), chosen
+
+    logits, ours = logits_and_gates()
+    monkeypatch.setattr(moe, "choose_experts", plain)
+    unchanged, never = logits_and_gates()
+    assert torch.equal(logits, unchanged)
+    assert min(ours) > 0.01 and max(never) < 1e-6, (ours, never)
 
 
 def test_balance_loss_by_hand() -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from minimind.step import Stepper
 from tests.minimind.training import (
     TINY,
     at_step,
+    changed_ranks,
     curve,
     events,
     result,
@@ -35,14 +34,14 @@ def data(tmp_path: Path) -> Path:
     return write_texts(tmp_path / "data.jsonl")
 
 
-def broken_at(monkeypatch: pytest.MonkeyPatch, steps: set[int], rank: int = 0) -> None:
-    """The loss of the second micro-step of ``steps`` is NaN on ``rank``."""
-    def nan_losses(stepper: Stepper, step: int, number: int, compute: Callable[[], Losses]) -> Losses:
+def broken_at(monkeypatch: pytest.MonkeyPatch, steps: set[int], rank: int = 0, value: float = float("nan")) -> None:
+    """The loss of the second micro-step of ``steps`` is NaN or infinite on ``rank``."""
+    def broken_losses(stepper: Stepper, step: int, number: int, compute: Callable[[], Losses]) -> Losses:
         found = compute()
         breaks = step in steps and number == 2 and stepper.world.rank == rank
-        return found._replace(nll=found.nll * float("nan")) if breaks else found
+        return found._replace(nll=found.nll * value) if breaks else found
 
-    watch_micro_steps(monkeypatch, nan_losses)
+    watch_micro_steps(monkeypatch, broken_losses)
 
 
 def test_numbers_that_are_not_finite_end_the_run(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,33 +141,23 @@ def test_scaling_the_loss_changes_no_step_and_its_state_is_resumed(tmp_path: Pat
     assert states[0] == states[1] and states[0]["scale"] == 16.0 and states[0]["_growth_tracker"] == 2
 
 
-def _rank(rank: int, port: int, arguments: list[str]) -> None:
-    """One of two ranks; the loss of the second one breaks in the middle of step 3."""
-    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank),
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-                   "CUDA_VISIBLE_DEVICES": ""}
-    with pytest.MonkeyPatch.context() as patch:
-        broken_at(patch, {3}, rank=1)
-        raise SystemExit(run(*arguments))
-
-
-def test_one_rank_that_breaks_makes_all_skip(tmp_path: Path, data: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    arguments = ["pretrain", *TINY, "--out", str(tmp_path / "run"), "--data_path", str(data), "--cache_dir",
-                 str(tmp_path / "cache"), "--max_steps", "5", "--accumulation_steps", "2", "--save_interval", "1"]
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=_rank, args=(rank, port, arguments)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(100)
-    assert [p.exitcode for p in ranks] == [0, 0]
+@pytest.mark.parametrize(("value", "policy"), [(float("nan"), "skip"), (float("inf"), "stop")])
+def test_one_rank_that_breaks_is_obeyed_by_all(tmp_path: Path, data: Path, value: float, policy: str) -> None:
+    """The loss of the second of two ranks breaks in the middle of step 3."""
+    codes = changed_ranks(2, partial(broken_at, steps={3}, rank=1, value=value), "pretrain", *TINY, "--out",
+                          tmp_path / "run", "--data_path", data, "--cache_dir", tmp_path / "cache", "--max_steps", 5,
+                          "--accumulation_steps", 2, "--save_interval", 1, "--nan_policy", policy)
     points = curve(tmp_path / "run")
+    files = [p / "model.safetensors" for p in sorted(RunDir(tmp_path / "run").checkpoint_dirs())]
+    if policy == "stop":
+        assert codes == [2, 2] and list(points) == [1, 2] and len(files) == 2
+        [error] = events(tmp_path / "run", 1, "error")
+        assert error["data"] == result(tmp_path / "run")["error"]
+        assert error["data"]["class"] == "NAN" and "Step 3 was not finite" in error["data"]["message"]
+        return
+    assert codes == [0, 0]
     assert [s for s, p in points.items() if dict(p)["loss"] is None] == [3] and len(points) == 5
     assert [e["data"]["message"] for e in events(tmp_path / "run", 1, "warning")] == [
         "Step 3 was skipped: its loss or gradient is not finite."]
-    files = [p / "model.safetensors" for p in sorted(RunDir(tmp_path / "run").checkpoint_dirs())]
     same = [a.read_bytes() == b.read_bytes() for a, b in zip(files, files[1:])]
     assert same == [False, True, False, False]  # of steps 1 and 2, 2 and 3, ...

@@ -32,6 +32,7 @@ def random_documents(seed: int, count: int, longest: int) -> list[list[int]]:
 
 
 def check_counts(rows: Rows) -> None:
+    assert (rows.targets > 0).all()  # so that no window can be without
     for number in range(len(rows)):
         tokens, targets, lengths = rows.read(np.array([number]))
         assert len(tokens) == len(targets) == sum(lengths) == rows.tokens[number]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -91,21 +92,25 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None])
     monkeypatch.setattr(EventWriter, "write", watched)
 
 
+def _torchrun_variables(size: int) -> list[dict[str, str]]:
+    """The environment of each rank."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
+              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
+
+
 class Ranks:
     """``size`` processes of ``train.py`` as torchrun starts them."""
 
     def __init__(self, size: int, *arguments: object):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        common = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
-                  "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "MINIMIND_DIE_WITH_PARENT": "1",
-                  "CUDA_VISIBLE_DEVICES": ""}
         self.processes = [
             subprocess.Popen([sys.executable, str(ROOT / "train.py"), *map(str, arguments)], cwd=ROOT,
-                             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                             env={**os.environ, **variables, "MINIMIND_DIE_WITH_PARENT": "1"},
                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            for rank in range(size)]
+            for variables in _torchrun_variables(size)]
 
     def wait(self, timeout_s: float = 120) -> list[int]:
         """Exit codes; the outputs are in ``output``."""
@@ -135,6 +140,40 @@ class Ranks:
                 self.wait()
                 raise AssertionError(f"a rank ended early: {self.output}")
             time.sleep(0.005)
+
+
+def changed_ranks(size: int, change: Callable[[pytest.MonkeyPatch], None], *arguments: object,
+                  timeout_s: float = 120) -> list[int]:
+    """``train.py`` on ``size`` ranks, in each of which ``change`` (a function that pickles) was applied; exit codes,
+    negative for a signal. When a rank is killed the others are too, as torchrun does it.
+
+    The processes are forked from one that has imported torch already, which saves them their longest second.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["minimind.session", "tests.minimind.training"])
+    ranks = [context.Process(target=_changed_rank, args=(variables, change, [str(a) for a in arguments]))
+             for variables in _torchrun_variables(size)]
+    for rank in ranks:
+        rank.start()
+    deadline = time.monotonic() + timeout_s
+    try:
+        while any(rank.is_alive() for rank in ranks) and not any((rank.exitcode or 0) < 0 for rank in ranks):
+            assert time.monotonic() < deadline, "the ranks did not end"
+            time.sleep(0.005)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.join()
+    return [int(rank.exitcode or 0) for rank in ranks]
+
+
+def _changed_rank(variables: dict[str, str], change: Callable[[pytest.MonkeyPatch], None],
+                  arguments: list[str]) -> None:
+    os.environ.update(variables)
+    with pytest.MonkeyPatch.context() as patch:
+        change(patch)
+        status = run(*arguments)
+    os._exit(status)  # as train.py leaves
 
 
 def events(run_dir: Path, attempt: int, type: str | None = None) -> list[dict]:
