@@ -113,6 +113,11 @@ def size(value: float | None) -> str:
     return f"{int(value)} B"
 
 
+def percent(share: float) -> str:
+    """0.1234 -> 12.3 %"""
+    return f"{share * 100:.3g} %"
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as ``1 h 05 min``, ``3 min 20 s`` or ``12 s``."""
     if seconds is None:
@@ -170,7 +175,7 @@ environment = Environment(loader=FileSystemLoader(ROOT / "templates"), undefined
                           autoescape=select_autoescape(default=True, default_for_string=True),
                           extensions=["jinja2.ext.i18n"], trim_blocks=True, lstrip_blocks=True)
 environment.install_gettext_callables(i18n.gettext, i18n.ngettext, newstyle=True)
-environment.filters |= {"json_attribute": _json_attribute, "compact": compact_number, "size": size,
+environment.filters |= {"json_attribute": _json_attribute, "compact": compact_number, "size": size, "percent": percent,
                         "duration": duration, "local_time": local_time, "sparkline": sparkline,
                         "state_word": state_word, "stage_word": stage_word}
 environment.globals |= {"assets": assets, "seconds_between": seconds_between}

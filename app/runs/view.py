@@ -22,6 +22,7 @@ from app.core.models import (
 )
 from app.core.settings import get_settings
 from app.i18n import gettext as _
+from app.runs import report
 from app.runs.schemas import RunOut
 from app.runs.waiting import devices_in_use, reason
 from app.system.service import ready_hosts
@@ -79,6 +80,10 @@ class RunView:
     active_s: float
     waits_for: str | None
     changed: dict[str, object]
+    numbers: list[report.Number]
+    choices: list[report.Choice]
+    data_report: dict | None
+    warnings: report.Warnings
 
     @property
     def has_ended(self) -> bool:
@@ -108,7 +113,9 @@ def view(session: Session, run: Run) -> RunView:
         active_parameters=model.num_active_parameters() if model is not None else None,
         sequence_length=resolved.get("max_seq_len"), phases=phases(run), devices=_devices(session, run),
         checkpoints=[CheckpointOut.of(c) for c in newest], more_checkpoints=len(checkpoints) - len(newest),
-        active_s=_active_seconds(session, run), waits_for=_waits_for(session, run), changed=changed_options(run))
+        active_s=_active_seconds(session, run), waits_for=_waits_for(session, run), changed=changed_options(run),
+        numbers=report.numbers(session, run), choices=report.choices(resolved), data_report=report.data(session, run),
+        warnings=report.warnings(session, run))
 
 
 def _data(session: Session, run: Run) -> Link:

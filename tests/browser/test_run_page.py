@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.pages import Problems
+from tests.browser.pages import Problems, axe
 from tests.browser.test_main_job import steps, wait_until
 from tests.integration.studio import RunningStudio
 
@@ -74,6 +74,27 @@ def test_the_chart_has_words_a_keyboard_and_a_table(page: Page, run: dict) -> No
         chart.get_by_role("button", name="CSV").click()
     rows = download.value.path().read_text().splitlines()
     assert rows[0] == "Step,each step,training loss,held-out loss" and rows[1].startswith("1,")
+
+
+def test_more_curves_open_and_stay_open(page: Page, run: dict) -> None:
+    """A closed group says its newest values, an open one is drawn, and the address keeps which are open."""
+    page.goto(f"/runs/{run['id']}")
+    wait_until(lambda: len(steps(page)) > 0)
+    machine = page.locator("details.chart-group").filter(has_text="Use of the machine")
+    expect(machine.locator("> summary")).to_contain_text(re.compile(r"MFU [\d.]+ % · peak memory \d+ MB"))
+    expect(page.locator("details.chart-group").filter(has_text="Experts")).to_have_count(0)
+    expect(page.locator("canvas")).to_have_count(4)
+    machine.locator("> summary").click()
+    expect(machine.locator("canvas")).to_have_count(2)
+    expect(page).to_have_url(re.compile(r"open=machine$"))
+    page.reload()
+    expect(machine.locator("canvas")).to_have_count(2)
+    expect(machine.get_by_text("Model FLOPs utilization")).to_be_visible()
+    axis = machine.locator("metric-chart").last.evaluate("(it) => [it.chart.scales.y.min, it.chart.width]")
+    assert axis[0] == 0 and axis[1] > 250, "drawn while it was closed"
+    assert not axe(page), "\n".join(axe(page))
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_samples_and_dialogs(page: Page, run: dict) -> None:

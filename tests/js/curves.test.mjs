@@ -67,3 +67,9 @@ test("the axis holds all finite values, only positive ones where it is logarithm
 test("tables say where a number was not finite", () => {
   assert.equal(csv(["step", "loss"], [[1, 2, 3], [0.5, null, undefined]]), "step,loss\n1,0.5\n2,nan\n3,\n");
 });
+
+test("an axis with a floor begins there", () => {
+  assert.deepEqual(extent([[0.5, 1]], false, undefined, 0), [0, 1.06]);
+  assert.deepEqual(extent([[0, 0]], false, undefined, 0), [0, 1]);
+  assert.deepEqual(extent([[1, 10]], true, undefined, 0), [1 / 1.15, 11.5], "a logarithmic one cannot");
+});

@@ -8,6 +8,7 @@ test("numbers for people", () => {
   assert.equal(format.compact(1.5e9), "1.5G");
   assert.equal(format.compact(7), "7");
   assert.equal(format.bytes(11_500_000), "11.5 MB");
+  assert.equal(format.percent(0.1234), "12.3 %");
   assert.equal(format.loss(0.49987), "0.4999");
   assert.equal(format.loss(NaN), "not finite");
   assert.equal(format.short(0.00001234), "1.23e-5");

@@ -3,10 +3,12 @@
 
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
+import { drawLine, drawMarks } from "../lib/chart-drawing.js";
 import { aligned, csv, extent } from "../lib/curves.js";
 import { h, saveAs, setText } from "../lib/dom.js";
-import { integer, short } from "../lib/format.js";
+import { integer } from "../lib/format.js";
 import { t } from "../lib/i18n.js";
+import { KINDS } from "../lib/run-curves.js";
 
 const HEIGHT = 230;
 const TABLE_ROWS = 200;
@@ -14,12 +16,15 @@ const cursors = uPlot.sync("run");
 
 class MetricChart extends HTMLElement {
   /**
-   * @param about {{name: string, label: string, series: {label: string, color: string, faint?: boolean,
-   *   dots?: boolean}[]}} `color` is the name of a token without its dashes
+   * @param about {{name: string, label: string, help?: string, kind?: string, line?: {at: number, label: string},
+   *   series: {label: string, color: string, faint?: boolean, dots?: boolean}[]}} `color` is the name of a token
+   *   without its dashes, `kind` one of KINDS, `line` a value to compare with
    */
   setup(about) {
     this.about = about;
-    this.values = h("span.chart-values.number");
+    this.kind = KINDS[about.kind ?? "plain"];
+    this.where = h("span");
+    this.values = h("span.chart-values.number", {}, this.where, ...this.#legend());
     this.plot = h("div.chart-plot", { tabindex: "0", role: "group", "aria-roledescription": t("chart"), "aria-label": about.label });
     this.spoken = h("p.visually-hidden", { "aria-live": "polite" });
     this.note = h("p.chart-note.muted.small");
@@ -28,6 +33,7 @@ class MetricChart extends HTMLElement {
     this.replaceChildren(
       h("figure", {},
         h("figcaption.card-head", {}, h("h3", {}, about.label), this.values),
+        about.help ? h("p.chart-help.small.muted", {}, about.help) : null,
         this.plot, this.spoken,
         h("div.chart-foot", {}, this.note, this.#exports()), this.table));
     this.plot.addEventListener("keydown", (event) => this.#key(event));
@@ -82,17 +88,17 @@ class MetricChart extends HTMLElement {
       cursor: { sync: { key: cursors.key, setSeries: false, filters: { pub: (type) => type === "mousemove" || type === "mouseleave" } }, drag: { x: true, y: false, setScale: false }, points: { size: 7 } },
       scales: {
         x: { time: false, range: (u, low, high) => this.view.range ?? (low === high ? [low - 1, high + 1] : [low, high]) },
-        y: { distr: isLog ? 3 : 1, range: (u) => extent(u.data.slice(1), isLog, u.series[0].idxs ?? undefined) },
+        y: { distr: isLog ? 3 : 1, range: (u) => extent(u.data.slice(1), isLog, u.series[0].idxs ?? undefined, this.kind.floor) },
       },
       axes: [
         { ...axis, size: 34, space: 70, values: (u, ticks) => ticks.map((tick) => axisNumber(tick)) },
-        { ...axis, size: 58, values: (u, ticks) => ticks.map((tick) => (tick === null ? "" : short(tick))) },
+        { ...axis, size: 66, values: (u, ticks) => ticks.map((tick) => (tick === null ? "" : this.kind.write(tick))) },
       ],
       series: [{}, ...this.about.series.map((series) => this.#series(series))],
       hooks: {
         setSelect: [(u) => this.#select(u)],
         setCursor: [(u) => this.#showValues(u.cursor.idx)],
-        draw: [(u) => this.#marks(u)],
+        draw: [(u) => drawMarks(u, this.view.marks, colourOf(this, "good")), (u) => drawLine(u, this.about.line, ink)],
       },
     }, this.data, this.plot);
     cursors.sub(this.chart);
@@ -128,23 +134,22 @@ class MetricChart extends HTMLElement {
     }
   }
 
-  /** Checkpoints as small marks at the foot of the chart. */
-  #marks(u) {
-    const { ctx, bbox } = u;
-    ctx.save();
-    ctx.fillStyle = colourOf(this, "good");
-    for (const x of this.view.marks) {
-      const at = u.valToPos(x, "x", true);
-      if (at >= bbox.left && at <= bbox.left + bbox.width) ctx.fillRect(at - 1.5, bbox.top + bbox.height - 9, 3, 9);
-    }
-    ctx.restore();
+  /** What each line is, with its colour where there are several, and the place for its value. */
+  #legend() {
+    const shown = this.about.series.map((series, place) => ({ ...series, place })).filter((series) => !series.faint || this.about.series.length === 1);
+    this.shown = shown.map(({ label, color, place }) => ({ place, value: h("span"), label, color }));
+    return this.shown.map(({ label, color, value }) => h("span.chart-value", {},
+      shown.length > 1 ? h("span.swatch", { "data-color": color, "aria-hidden": "true" }) : null, `${label} `, value));
   }
 
   #showValues(index) {
-    const shown = this.about.series.map((series, place) => ({ ...series, value: valueAt(this.data[place + 1], index) }))
-      .filter((series) => !series.faint || this.about.series.length === 1);
-    const where = index === null || index === undefined ? "" : `${this.view?.axisLabel} ${integer(this.data[0][index])}: `;
-    setText(this.values, where + shown.map((s) => `${s.label} ${s.value === null ? t("not finite") : short(s.value)}`).join("  "));
+    const isAt = index !== null && index !== undefined;
+    setText(this.where, isAt ? `${this.view?.axisLabel} ${integer(this.data[0][index])}: ` : "");
+    for (const { place, value } of this.shown) setText(value, this.#cell(valueAt(this.data[place + 1], index)));
+  }
+
+  #cell(value) {
+    return value === null ? t("not finite") : this.kind.write(value);
   }
 
   #key(event) {
@@ -195,7 +200,7 @@ class MetricChart extends HTMLElement {
     const rows = [];
     for (let index = this.data[0].length - 1; index >= 0 && rows.length < TABLE_ROWS; index--) {
       rows.push(h("tr", {}, h("th", { scope: "row" }, axisNumber(this.data[0][index])),
-        ...this.about.series.map((_, place) => h("td", {}, cell(this.data[place + 1][index])))));
+        ...this.about.series.map((_, place) => h("td", {}, this.data[place + 1][index] === undefined ? "" : this.#cell(this.data[place + 1][index])))));
     }
     const table = h("table.table", {}, h("thead", {}, h("tr", {}, ...heads.map((head) => h("th", { scope: "col" }, head)))), h("tbody", {}, ...rows));
     this.table.replaceChildren(this.table.querySelector("summary"), h("div.table-wrap", { tabindex: "0", role: "group", "aria-label": this.about.label }, table));
@@ -203,10 +208,6 @@ class MetricChart extends HTMLElement {
 }
 
 customElements.define("metric-chart", MetricChart);
-
-function cell(value) {
-  return value === undefined ? "" : value === null ? t("not finite") : short(value);
-}
 
 /** The value at the cursor; without one the newest. A sparse curve answers with its last point before the place. */
 function valueAt(column, index) {

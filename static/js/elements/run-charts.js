@@ -1,37 +1,25 @@
 // The curves of a run with their controls: x axis, smoothing, logarithmic losses, zoom. What is chosen stands in the
-// address, so that a reload or a link shows the same view; a new point never changes it.
+// address, so that a reload or a link shows the same view; a new point never changes it. A chart appears with the first
+// number that it can show; `brief` leaves all groups but the first away.
 
 import "./metric-chart.js";
 import { debounced, h, setText } from "../lib/dom.js";
 import { integer } from "../lib/format.js";
 import { t } from "../lib/i18n.js";
+import { chartsOf, newest } from "../lib/run-curves.js";
 import { RunElement } from "../lib/run-feed.js";
 import { get } from "../lib/api.js";
 
 const AXES = () => ({ step: t("Step"), tokens: t("Tokens"), time: t("Seconds of training"), flops: t("FLOPs") });
-//: the loss has its raw points behind the smooth line, and the held-out loss at its own sparse steps
-const CHARTS = () => [
-  { name: "loss", label: t("Loss"), keys: ["loss", "loss", "eval_loss"], logs: true, series: [
-    { label: t("each step"), color: "curve-1", faint: true }, { label: t("training loss"), color: "curve-1" },
-    { label: t("held-out loss"), color: "curve-2", dots: true }] },
-  { name: "speed", label: t("Speed, tokens per second"), keys: ["tokens_per_s", "tokens_per_s"], series: [
-    { label: t("each step"), color: "curve-3", faint: true }, { label: t("speed"), color: "curve-3" }] },
-  { name: "learning-rate", label: t("Learning rate"), keys: ["lr"], series: [{ label: t("learning rate"), color: "curve-4" }] },
-  { name: "gradient-norm", label: t("Gradient norm"), keys: ["grad_norm", "grad_norm"], logs: true, series: [
-    { label: t("each step"), color: "curve-2", faint: true }, { label: t("gradient norm"), color: "curve-2" }] },
-];
-
 class RunCharts extends RunElement {
   follow(feed) {
-    const isFirst = !this.charts;
+    const isFirst = !this.groups;
     if (isFirst) this.#build();
     this.marks = [];
     const view = this.#fromAddress();
     if (!isFirst && view.range) { // a part of another run's curve
       view.range = null;
-      const url = new URL(location.href);
-      for (const name of ["from", "to"]) url.searchParams.delete(name);
-      history.replaceState(null, "", url);
+      this.#keep({ from: null, to: null });
     }
     Object.assign(feed, { axis: view.axis, smoothing: view.smoothing, range: view.range });
     this.isLog = view.isLog;
@@ -56,12 +44,7 @@ class RunCharts extends RunElement {
     this.logButton = h("button.button.tiny", { type: "button", onclick: () => this.#change({ isLog: !this.isLog }) }, t("Log scale"));
     this.reset = h("button.button.tiny", { type: "button", hidden: true, onclick: () => this.#change({ range: null }) }, t("Whole run"));
     this.status = h("p.small.muted", { role: "status" });
-    this.charts = CHARTS().map((about) => {
-      const chart = document.createElement("metric-chart");
-      chart.className = "card";
-      chart.setup(about);
-      return chart;
-    });
+    this.groups = h("div.chart-groups");
     this.addEventListener("zoom", (event) => this.#change({ range: event.detail }));
     this.addEventListener("pick", (event) => {
       if (this.feed.axis !== "step") return;
@@ -73,7 +56,56 @@ class RunCharts extends RunElement {
         h("label.row.small", {}, t("Axis"), this.axes),
         h("label.row.small.smoothing", {}, t("Smoothing"), this.slider, this.amount),
         this.logButton, this.reset, this.status),
-      h("div.charts", {}, ...this.charts));
+      this.groups);
+  }
+
+  /** Make the charts that the run has numbers for; those that are there stay as and where they are. */
+  #arrange(keys) {
+    const groups = chartsOf(this.hasAttribute("brief") ? [] : keys);
+    const ids = groups.map(({ charts }) => charts.map(({ name }) => name).join(" "));
+    if (ids.join() === this.arranged) return;
+    this.arranged = ids.join();
+    const before = this.parts ?? new Map();
+    this.parts = new Map(groups.map((group, place) => [ids[place], before.get(ids[place]) ?? this.#part(group)]));
+    [...this.parts.values()].forEach(({ element }, place) => {
+      const there = this.groups.children[place];
+      if (there !== element) this.groups.insertBefore(element, there ?? null);
+    });
+    while (this.groups.children.length > this.parts.size) this.groups.lastChild.remove();
+  }
+
+  /** The first group is open to everybody's eyes, each other one says its newest values and opens to its charts. */
+  #part({ name, title, charts }) {
+    const made = charts.map((about) => {
+      const chart = document.createElement("metric-chart");
+      chart.className = "card";
+      chart.setup(about);
+      return chart;
+    });
+    const all = h("div.charts", {}, ...made);
+    if (!title) return { element: all, charts: made };
+    const values = h("span.chart-values.number");
+    const element = h("details.card.chart-group", { open: this.#opened().includes(name), ontoggle: () => {
+      const others = this.#opened().filter((each) => each !== name);
+      this.#keep({ open: (element.open ? [...others, name] : others).join(".") || null });
+      this.#draw();
+    } }, h("summary", {}, h("h2", {}, title), values), all);
+    return { element, charts: made, values };
+  }
+
+  /** Names of the groups that the address says are open. */
+  #opened() {
+    return (new URLSearchParams(location.search).get("open") ?? "").split(".").filter(Boolean);
+  }
+
+  /** Write what was chosen into the address; null is what needs no word. */
+  #keep(values) {
+    const url = new URL(location.href);
+    for (const [name, value] of Object.entries(values)) {
+      if (value === null) url.searchParams.delete(name);
+      else url.searchParams.set(name, value);
+    }
+    history.replaceState(null, "", url);
   }
 
   #fromAddress() {
@@ -91,14 +123,8 @@ class RunCharts extends RunElement {
   #change({ isLog = this.isLog, axis = this.feed.axis, smoothing = this.feed.smoothing, range = this.feed.range }) {
     const asks = axis !== this.feed.axis || smoothing !== this.feed.smoothing || range !== this.feed.range;
     this.isLog = isLog;
-    const url = new URL(location.href);
-    const set = (name, value) => (value === null ? url.searchParams.delete(name) : url.searchParams.set(name, value));
-    set("x", axis === "step" ? null : axis);
-    set("smooth", smoothing === 0.8 ? null : String(smoothing));
-    set("log", isLog ? "1" : null);
-    set("from", range ? String(range[0]) : null);
-    set("to", range ? String(range[1]) : null);
-    history.replaceState(null, "", url);
+    this.#keep({ x: axis === "step" ? null : axis, smooth: smoothing === 0.8 ? null : String(smoothing), log: isLog ? "1" : null,
+                 from: range ? String(range[0]) : null, to: range ? String(range[1]) : null });
     if (asks) this.feed.show({ axis, smoothing, range });
     this.#showControls();
     this.#draw();
@@ -130,26 +156,33 @@ class RunCharts extends RunElement {
     const shown = feed.shown ?? feed; // what is on its way is not shown under its new name yet
     const axis = AXES()[shown.axis];
     const marks = this.marks.map((c) => (shown.axis === "step" ? c.step : shown.axis === "tokens" ? c.tokens : null));
-    for (const chart of this.charts) {
-      const { keys, logs, series } = chart.about;
-      const parts = keys.map((key, place) => {
-        const curve = feed.curves.get(key);
-        if (!curve) return { x: [], values: [] };
-        const smooths = keys.length > 1 && keys.indexOf(key) !== place;
-        return { x: curve.x, values: smooths ? curve.smooth : curve.y };
-      });
-      const main = feed.curves.get(keys[0]);
-      const isEmpty = !main || main.x.length === 0;
-      chart.classList.toggle("is-empty", isEmpty);
-      const note = isEmpty ? (feed.isLoaded ? t("Points appear with the first training steps.") : t("Loading."))
-        : shown.range ? t("Zoomed: %(all)s points. A double click, or Escape, shows the whole run.", { all: integer(main.total) })
-        : main.x.length < main.total
-          ? t("%(shown)s of %(all)s points; every peak is kept. Drag to zoom.", { shown: integer(main.x.length), all: integer(main.total) })
-          : t("%(all)s points. Drag to zoom.", { all: integer(main.total) });
-      chart.draw(parts, { isLog: this.isLog && Boolean(logs), axisLabel: axis, range: shown.range, note,
-                          marks: marks.filter((mark) => mark !== null), series });
+    this.#arrange(feed.curves.keys());
+    for (const { element, charts, values } of this.parts.values()) {
+      setText(values, newest(charts.map(({ about }) => about), feed.curves));
+      if (!values || element.open) for (const chart of charts) this.#drawChart(chart, shown, axis, marks);
     }
     if (feed.isLoaded && !feed.isLoading) setText(this.status, "");
+  }
+
+  #drawChart(chart, shown, axis, marks) {
+    const { feed } = this;
+    const { keys, logs } = chart.about;
+    const parts = keys.map((key, place) => {
+      const curve = feed.curves.get(key);
+      if (!curve) return { x: [], values: [] };
+      const smooths = keys.length > 1 && keys.indexOf(key) !== place;
+      return { x: curve.x, values: smooths ? curve.smooth : curve.y };
+    });
+    const main = feed.curves.get(keys[0]);
+    const isEmpty = !main || main.x.length === 0;
+    chart.classList.toggle("is-empty", isEmpty);
+    const note = isEmpty ? (feed.isLoaded ? t("Points appear with the first training steps.") : t("Loading."))
+      : shown.range ? t("Zoomed: %(all)s points. A double click, or Escape, shows the whole run.", { all: integer(main.total) })
+      : main.x.length < main.total
+        ? t("%(shown)s of %(all)s points; every peak is kept. Drag to zoom.", { shown: integer(main.x.length), all: integer(main.total) })
+        : t("%(all)s points. Drag to zoom.", { all: integer(main.total) });
+    chart.draw(parts, { isLog: this.isLog && Boolean(logs), axisLabel: axis, range: shown.range, note,
+                        marks: marks.filter((mark) => mark !== null) });
   }
 }
 

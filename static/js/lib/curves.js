@@ -76,8 +76,11 @@ export function aligned(parts) {
   return [axis, ...columns];
 }
 
-/** The smallest and largest finite value, a little widened; on a logarithmic axis only positive ones count. */
-export function extent(columns, isLog, [low, high] = [0, Infinity]) {
+/**
+ * The smallest and largest finite value, a little widened; on a logarithmic axis only positive ones count. With a
+ * `floor` a linear axis begins there.
+ */
+export function extent(columns, isLog, [low, high] = [0, Infinity], floor = null) {
   let least = Infinity;
   let most = -Infinity;
   for (const column of columns) {
@@ -90,6 +93,7 @@ export function extent(columns, isLog, [low, high] = [0, Infinity]) {
   }
   if (least > most) return isLog ? [0.1, 1] : [0, 1];
   if (isLog) return [least / 1.15, most * 1.15];
+  if (floor !== null) return [floor, most > floor ? most + (most - floor) * 0.06 : floor + 1];
   const room = (most - least || Math.abs(most) || 1) * 0.06;
   return [least - room, most + room];
 }

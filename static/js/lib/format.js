@@ -41,6 +41,11 @@ export function short(value) {
   return String(Number(value.toPrecision(4)));
 }
 
+/** A share as a percentage: 0.1234 -> "12.3 %" */
+export function percent(value) {
+  return isNumber(value) ? `${trimmed(value * 100)} %` : NOTHING;
+}
+
 /** Bytes in powers of ten. */
 export function bytes(value) {
   if (!isNumber(value)) return NOTHING;

@@ -20,7 +20,7 @@ document.querySelector("main").addEventListener("click", (event) => {
 for (const isEmpty of [false, true]) {
   const chart = document.createElement("metric-chart");
   chart.className = isEmpty ? "card is-empty" : "card";
-  chart.setup({ name: "pattern", label: "Loss", series: [{ label: "loss", color: "curve-1" }] });
+  chart.setup({ name: "pattern", label: "Loss", help: HINT, line: { at: 3, label: "3" }, series: [{ label: "loss", color: "curve-1" }] });
   document.querySelector("[data-charts]").append(chart);
   chart.draw([isEmpty ? { x: [], values: [] } : { x: STEPS, values: LOSS }],
              { isLog: false, axisLabel: "Step", range: null, marks: isEmpty ? [] : [40, 80, 120], note: isEmpty ? "…" : "120" });
