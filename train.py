@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 
+PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "pydantic", "jinja2")  # what the core needs
+
 
 def leave(number: int, frame: object) -> None:
     """Ctrl-C before the run has begun: nothing is half-made, so nothing need be tidied up."""
@@ -32,6 +34,12 @@ def main(arguments: list[str]) -> int:
         return job.run_command(cli.parse(arguments))
     except MiniMindError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name not in PACKAGES:
+            raise
+        print(f"error: {sys.executable} has no package {error.name}. Use the environment that ./studio makes "
+              "(.venv/bin/python train.py), or: pip install -r requirements.txt", file=sys.stderr)
         return 2
 
 

@@ -32,6 +32,12 @@ def test_booleans(words: list[str], value: bool) -> None:
     assert cli.parse(["sft", *words]).values == {"use_compile": value}
 
 
+def test_a_python_without_the_packages_is_one_sentence() -> None:
+    ended = subprocess.run([sys.executable, "-S", str(ROOT / "train.py")], capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
+    assert f"{sys.executable} has no package" in ended.stderr and "pip install -r requirements.txt" in ended.stderr
+
+
 def test_every_boolean_has_its_no() -> None:
     assert cli.parse(["--allow_changes"]).allow_changes and not cli.parse(["--no_allow_changes"]).allow_changes
 
