@@ -146,7 +146,8 @@ class TrainConfig(RunConfig):
     num_experts_per_tok: int | None = option(None, "Experts that each token passes.", "model", unit="experts", ge=1,
                                              le=256)
     router_aux_loss_coef: float | None = option(None, "Weight of the loss that spreads tokens evenly over the "
-                                                      "experts; 0 leaves the router alone.", "model", ge=0, le=10)
+                                                      "experts; where it is small, one may get all of them.", "model",
+                                               ge=0, le=10)
 
     max_seq_len: int | None = option(None, "Length of a packed row.", "data", unit="tokens", ge=8, le=32768)
     eval_fraction: float = option(0.01, "Share of documents held out for evaluation, chosen by a hash of their "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from minimind.errors import CheckpointError
 from minimind.moe import MoE, balance_loss, choose_experts, split_experts, stack_experts
 from minimind.presets import ModelConfig
 from tests.minimind.shapes import MOE, model_of, random_weights
+from tests.minimind.training import TINY, curve, run, write_texts
 
 ALIGNED, ODD = (24, 40), (21, 7)  # hidden_size, intermediate_size; rows of whole 16 bytes, and not
 
@@ -201,8 +203,8 @@ def test_compiled_without_a_break_for_any_number_of_tokens() -> None:
     for count in (5, 11):
         x = tokens(ALIGNED, 1, count).requires_grad_()
         results = []
-        for run in layer, compiled:
-            y, routing = run(x)
+        for each in layer, compiled:
+            y, routing = each(x)
             loss = y.square().sum() + routing.balance_loss
             results.append((y, routing.load, *torch.autograd.grad(loss, [x, *layer.parameters()])))
         torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
@@ -268,3 +270,11 @@ def test_gpu_kernel_is_the_loop() -> None:
     for got, expected in ((out, moe.looped_linear(x, weight, ends)), (dx, moe.looped_linear(grad, weight.mT, ends)),
                           (dweight, moe.looped_outer(grad, x, ends))):
         torch.testing.assert_close(got, expected, atol=0.3, rtol=2e-2)
+
+
+def test_experts_share_the_tokens_of_a_training(tmp_path: Path) -> None:
+    """With a weight of 5e-4 one expert has all tokens of a layer (4 times an even share) after 30 steps."""
+    assert run("pretrain", *TINY, "--out", tmp_path / "run", "--data_path", write_texts(tmp_path / "data.jsonl", 300),
+               "--cache_dir", tmp_path / "cache", "--max_steps", 40, "--num_experts", 4, "--batch_size", 8,
+               "--learning_rate", 1e-3, "--eval_interval", 0, "--sample_interval", 0) == 0
+    assert max(dict(point)["expert_load_max"] for step, point in curve(tmp_path / "run").items() if step > 10) < 1.8
