@@ -83,7 +83,8 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _one_source_of_data(self) -> RunConfig:
         if self.data_path is not None and self.data_mix is not None:
-            raise ConfigError([{"field": "data_mix", "message": "data_path and data_mix both say what to learn from.",
+            raise ConfigError([{"field": "data_mix", "message": "The options data_path and data_mix both say what to "
+                                                             "learn from.",
                                 "hint": "Leave one of them out; data_mix can name the file of data_path too."}])
         return self
 
@@ -224,7 +225,7 @@ class TrainConfig(RunConfig):
     def _one_step_size(self) -> TrainConfig:
         if self.batch_tokens is not None and self.accumulation_steps is not None:
             raise ConfigError([{"field": "batch_tokens",
-                                "message": f"batch_tokens {self.batch_tokens} and accumulation_steps "
+                                "message": f"The options batch_tokens {self.batch_tokens} and accumulation_steps "
                                            f"{self.accumulation_steps} both say how large an optimizer step is.",
                                 "hint": "Leave one of them out."}])
         return self

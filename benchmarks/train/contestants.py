@@ -117,6 +117,7 @@ class HuggingFace:
     """The loop that everyone writes first: rows padded to the full length with an attention mask."""
 
     name = "hugging face, padded"
+
     def __init__(self, shape: Shape, documents: Documents):
         self.shape = shape
         self.model = hugging_face_model(shape)
