@@ -27,6 +27,7 @@ from app.core.models import Installation, Pipeline, Run
 from app.core.rest import Paging, rfc3339
 from app.core.settings import get_settings
 from app.core.tasks import end
+from app.core.timing import get_timing
 from app.pipelines.service import get_pipeline, shown
 from app.runs.queries import event_out, events_after, list_runs
 from app.runs.schemas import RunOut
@@ -36,7 +37,6 @@ from minimind.events import dumps
 
 log = get_logger(__name__)
 
-POLL_S = 1.0
 #: events of one look at one topic
 PAGE = 500
 #: runs that the topic ``runs`` shows, newest first
@@ -164,7 +164,7 @@ class Hub:
 
     async def _poll(self) -> None:
         while True:
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(get_timing().live_poll_s)
             if self._topics or any(self._values.values()):
                 await self._check_installation()
             self._look_everywhere()
@@ -179,7 +179,7 @@ class Hub:
                     async for message in channel.listen():
                         self._hear(message["data"])
             except (RedisError, OSError):
-                await asyncio.sleep(POLL_S)
+                await asyncio.sleep(get_timing().live_poll_s)
             finally:
                 with contextlib.suppress(RedisError, OSError):
                     await client.aclose()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from app.core import db
+from app.core import db, guards
 from app.core.models import Base, Host, Run, new_id
 from app.core.settings import get_settings
 from app.core.states import enqueue_run
@@ -45,7 +45,9 @@ def make_database(backend: str, directory: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv("STUDIO_DATABASE_URL", f"{server}{joint}options=-csearch_path%3D{schema}")
     get_settings.cache_clear()
     url = get_settings().sqlalchemy_url
-    Base.metadata.create_all(db.engine_for(url))
+    with db.engine_for(url).begin() as connection:
+        Base.metadata.create_all(connection)
+        guards.install(connection)
     try:
         yield url
     finally:

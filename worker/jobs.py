@@ -23,8 +23,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.core import channels, logging
 from app.core.db import reading, transaction
 from app.core.models import Dataset, Job, TokenizerRow
-from app.core.queue import RENEW_EVERY_S, end_job, renew_job
+from app.core.queue import end_job, renew_job
 from app.core.settings import get_settings
+from app.core.timing import get_timing
 from minimind.data import starter
 from minimind.data.layouts import SUFFIXES, iter_rows, scan
 from minimind.errors import DataError, MiniMindError
@@ -276,7 +277,7 @@ def as_error(error: Exception) -> dict:
 
 def _keep_lease(job_id: str, attempt: int) -> None:
     while True:
-        time.sleep(RENEW_EVERY_S)
+        time.sleep(get_timing().renew_every_s)
         try:
             with transaction() as session:
                 held = renew_job(session, job_id, attempt)

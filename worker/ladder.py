@@ -21,9 +21,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from app.core.timing import get_timing
 from worker import processes
-
-PAUSE_LIMIT_S = 600.0
 
 
 @dataclass
@@ -71,7 +70,7 @@ def shutdown() -> Ladder:
 
 
 def pause() -> Ladder:
-    return Ladder("pause", None, None, None, limit_s=PAUSE_LIMIT_S)
+    return Ladder("pause", None, None, None, limit_s=get_timing().pause_limit_s)
 
 
 def cause_of_death(child: subprocess.Popen | None, logs: Path) -> str:

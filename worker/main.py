@@ -26,6 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.core import logging
 from app.core.channels import WAKE_TASK, celery_config
 from app.core.settings import get_settings
+from app.core.timing import get_timing
 from worker.bell import Bell
 from worker.drain import drain_host
 from worker.launcher import ROOT
@@ -33,8 +34,6 @@ from worker.reconciler import Reconciler, claim_and_start
 
 log = logging.get_logger(__name__)
 
-POLL_S = 2.0
-HEARTBEAT_EVERY_S = 5.0
 LONGEST_BACKOFF_S = 30.0
 
 celery = Celery("studio")
@@ -87,10 +86,10 @@ class Worker:
                 self._keep_celery()
                 if time.monotonic() >= next_heartbeat and self._try(
                         lambda: self.reconciler.heartbeat(worker_pid=os.getpid())):
-                    next_heartbeat = time.monotonic() + HEARTBEAT_EVERY_S
+                    next_heartbeat = time.monotonic() + get_timing().heartbeat_every_s
                 for act in (self.reconciler.reconcile, claim_and_start, self.reconciler.start_jobs):
                     self._try(act)
-                self.woken.wait(POLL_S)
+                self.woken.wait(get_timing().poll_s)
             self._try(lambda: self.reconciler.heartbeat(draining=True))
             self._end_celery()
             self._try(self.reconciler.end_jobs)

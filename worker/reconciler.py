@@ -18,9 +18,10 @@ from sqlalchemy import select
 from app.core.db import Session, now, reading, transaction
 from app.core.logging import get_logger
 from app.core.models import LEASED_STATES, Attempt, Host, Job, Run
-from app.core.queue import LEASE_S, Claim, claim_job, claim_run, lose_job
+from app.core.queue import Claim, claim_job, claim_run, lose_job
 from app.core.settings import get_settings
 from app.core.states import move
+from app.core.timing import get_timing
 from minimind.lifeline import VARIABLE
 from minimind.run_dir import RunDir
 from worker import gpus, load, processes
@@ -31,12 +32,6 @@ from worker.verdict import keep_tokenizer, release, settle
 
 log = get_logger(__name__)
 
-#: a living runner that lost its lease may come back within this time
-COME_BACK_S = 30.0
-#: a claim whose runner does not even exist after this long was left by a claimer that died
-RUNNER_START_S = 15.0
-#: attempts of another host that fell silent are given up this long after their lease
-OTHER_HOST_GRACE_S = 120.0
 JOB_VARIABLE = "STUDIO_JOB"
 
 
@@ -67,10 +62,10 @@ class Reconciler:
         load.begin()
         self._facts = {"cpu_slots": gpus.cpu_slots(), "devices": gpus.gpus(), "versions": gpus.versions()}
         #: a database that was away has let every lease run out; their holders get time to renew
-        self._trust_expiry_at = time.monotonic() + LEASE_S
+        self._trust_expiry_at = time.monotonic() + get_timing().lease_s
 
     def database_was_away(self) -> None:
-        self._trust_expiry_at = time.monotonic() + LEASE_S
+        self._trust_expiry_at = time.monotonic() + get_timing().lease_s
 
     # -- heartbeat ------------------------------------------------------------------------------------------------
 
@@ -111,21 +106,21 @@ class Reconciler:
         expired = (run.lease_expires_at is not None and run.lease_expires_at < at
                    and time.monotonic() > self._trust_expiry_at)
         if attempt.host_id != self.host_id:
-            if expired and run.lease_expires_at + OTHER_HOST_GRACE_S < at:
+            if expired and run.lease_expires_at + get_timing().host_grace_s < at:
                 return self._lose(run, "Its host does not answer.")
-            return attempt.state == "lost" and (attempt.ended_at or 0) + OTHER_HOST_GRACE_S < at
+            return attempt.state == "lost" and (attempt.ended_at or 0) + get_timing().host_grace_s < at
         if attempt.boot_id != self.boot_id:
             return self._lose(run, "The machine was started again.")
         if attempt.runner_pid is None:
-            not_coming = expired or (attempt.started_at + RUNNER_START_S < at
+            not_coming = expired or (attempt.started_at + get_timing().runner_start_s < at
                                      and not processes.marked(processes.marker(run.id, attempt.number)))
             return not_coming and self._lose(run, "Its runner did not start.")
         if not processes.is_alive(attempt.runner_pid, attempt.runner_started):
             return self._lose(run, "Its runner has died.")
         if attempt.state == "lost":
-            return attempt.ended_at is not None and attempt.ended_at + COME_BACK_S < at
+            return attempt.ended_at is not None and attempt.ended_at + get_timing().come_back_s < at
         if expired and run.state == "cancelling":  # there is nothing to recover, only to end
-            return run.lease_expires_at + COME_BACK_S < at
+            return run.lease_expires_at + get_timing().come_back_s < at
         if expired:
             self._lose(run, "Its runner has not been heard of for a minute.")
         return False
@@ -190,7 +185,7 @@ class Reconciler:
             expired = silent_s > 0
             mark = processes.marker(job.id, job.attempt)
         if here and processes.marked(mark, variable=JOB_VARIABLE):
-            if silent_s < COME_BACK_S or not processes.kill_marked(mark, variable=JOB_VARIABLE):
+            if silent_s < get_timing().come_back_s or not processes.kill_marked(mark, variable=JOB_VARIABLE):
                 return
         with reading() as session:  # it can have ended between the two looks, or not have started yet
             young = job.started_at is not None and now(session) - job.started_at < 5.0

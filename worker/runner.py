@@ -25,9 +25,10 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from app.core import channels, logging
 from app.core.db import Session, reading, transaction
 from app.core.models import LEASED_STATES, Attempt, Run
-from app.core.queue import RENEW_EVERY_S, renew_lease, take_back
+from app.core.queue import renew_lease, take_back
 from app.core.settings import get_settings
 from app.core.states import Fenced, append_event, move
+from app.core.timing import get_timing
 from minimind.control import read_control, write_control
 from minimind.errors import MiniMindError
 from minimind.run_dir import RunDir
@@ -40,10 +41,8 @@ from worker.verdict import keep_tokenizer, settle
 
 log = logging.get_logger(__name__)
 
-#: how often the child is looked at, its events stored, and the row read (a ring shortens the last)
+#: how often the child is looked at
 TICK_S = 0.2
-INGEST_EVERY_S = 1.0
-LOOK_EVERY_S = 1.5
 RETRY_DATABASE_S = 2.0
 
 
@@ -150,12 +149,13 @@ class Runner:
         """Until the child has ended."""
         next_ingest = next_look = 0.0
         rung = False
+        timing = get_timing()
         while self.child.poll() is None:
             at = time.monotonic()
             if rung or at >= next_look:
-                next_look = at + (LOOK_EVERY_S if self._try(self._look) else RETRY_DATABASE_S)
+                next_look = at + (timing.look_every_s if self._try(self._look) else RETRY_DATABASE_S)
             if rung or at >= next_ingest:
-                next_ingest = at + (INGEST_EVERY_S if self._try(self._pump) else RETRY_DATABASE_S)
+                next_ingest = at + (timing.ingest_every_s if self._try(self._pump) else RETRY_DATABASE_S)
             if self.shutting_down and self.ladder is None and self._warned_away:
                 # The row cannot be asked; the run can still be saved. The next start settles it.
                 self.ladder = ladder.shutdown()
@@ -300,8 +300,8 @@ class Runner:
         self.woken.ring()
 
     def _keep_lease(self) -> None:
-        """Renew every 10 s from a thread of its own, so that nothing the main thread waits for can stop it."""
-        while not self.ended.wait(RENEW_EVERY_S):
+        """Renew from a thread of its own, so that nothing the main thread waits for can stop it."""
+        while not self.ended.wait(get_timing().renew_every_s):
             try:
                 with database(), transaction() as session:
                     held = renew_lease(session, self.run_id, self.attempt)

@@ -16,6 +16,7 @@ from app.core.db import Session, now
 from app.core.models import LEASED_STATES, Checkpoint, Run, TokenizerRow
 from app.core.settings import get_settings
 from app.core.states import close_attempt, move, ring_after_commit
+from app.core.timing import get_timing
 from minimind.errors import MiniMindError
 from minimind.run_dir import RunDir, fsync_dir
 from minimind.tokenizer import Tokenizer
@@ -24,12 +25,12 @@ from minimind.tokenizer import Tokenizer
 HOPELESS = ("CONFIG", "DATA", "CHECKPOINT", "RESUME", "DISK_FULL", "NAN", "OOM_CUDA")
 #: attempts in a row without a new checkpoint that make a run failed
 MAX_FRUITLESS = 3
-LONGEST_BACKOFF_S = 600.0
 
 
 def backoff_s(fruitless: int) -> float:
     """Wait before the next attempt: 2 s after one that made progress, then 3, 12, 48 ... s."""
-    return 2.0 if fruitless == 0 else min(LONGEST_BACKOFF_S, 3.0 * 4 ** (fruitless - 1))
+    first = get_timing().retry_first_s
+    return min(2.0, first) if fruitless == 0 else min(get_timing().retry_limit_s, first * 4 ** (fruitless - 1))
 
 
 def settle(session: Session, run: Run, attempt: int, result: dict | None, *, cause: str = "",

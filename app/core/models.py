@@ -74,12 +74,21 @@ class Base(DeclarativeBase):
 
 
 class Installation(Base):
-    """One row: who this installation is. Live clients start over when ``uid`` changed."""
+    """One row: who this installation is, and whether its queue is paused. Live clients start over when ``uid``
+    changed."""
 
     __tablename__ = "installation"
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     uid: Mapped[str] = mapped_column(String(32))
     created_at: Mapped[float] = mapped_column(Float)
+    #: the code that the web process runs (``app.core.version``); workers with another take nothing
+    code_version: Mapped[str | None] = mapped_column(String(64))
+    #: ``host.id`` of the machine whose disk the database lies on; None where it is a server
+    home_host: Mapped[str | None] = mapped_column(String(64))
+    #: maintenance: nothing is claimed while it is set
+    queue_paused_at: Mapped[float | None] = mapped_column(Float)
+    queue_paused_by: Mapped[str | None] = mapped_column(String(100))
+    queue_note: Mapped[str | None] = mapped_column(Text)
 
 
 class User(Base):
@@ -158,6 +167,10 @@ class Host(Base):
     last_seen_at: Mapped[float] = mapped_column(Float)
     #: what ``worker.load`` saw with the last heartbeat
     load: Mapped[dict | None] = mapped_column(JSON)
+    #: why its worker takes no runs, as a sentence; None where it does
+    problem: Mapped[str | None] = mapped_column(Text)
+    #: devices that are left alone for a while: [{"id", "reason", "until"}], unix seconds of the database's clock
+    bad_devices: Mapped[list | None] = mapped_column(JSON)
 
 
 class DeviceLease(Base):
@@ -218,6 +231,8 @@ class Run(Base):
     fruitless_attempts: Mapped[int] = mapped_column(Integer, default=0)
     priority: Mapped[int] = mapped_column(Integer, default=0)
     queued_at: Mapped[float | None] = mapped_column(Float)
+    #: the place among those of one priority, smaller first: ``queued_at`` until somebody moves it up or down
+    queue_key: Mapped[float | None] = mapped_column(Float)
     not_before: Mapped[float | None] = mapped_column(Float)  # back-off after a crash
     lease_owner: Mapped[str | None] = mapped_column(String(64))
     lease_host: Mapped[str | None] = mapped_column(String(64))
@@ -239,8 +254,17 @@ class Run(Base):
         CheckConstraint(f"({_one_of('state', LEASED_STATES)}) = (lease_owner IS NOT NULL)", name="lease_iff_held"),
         CheckConstraint(f"({_one_of('state', TERMINAL_STATES)}) = (ended_at IS NOT NULL)", name="ended_iff_terminal"),
         UniqueConstraint("pipeline_id", "pipeline_position", name="one_run_per_pipeline_position"),
-        Index("run_queue", "state", "priority", "queued_at"),
+        Index("run_queue", "state", "priority", "queue_key"),
+        Index("run_newest", "created_at", "id"),
     )
+
+
+class RunMove(Base):
+    """A legal move between states; triggers (``app.core.guards``) refuse every other."""
+
+    __tablename__ = "run_move"
+    from_state: Mapped[str] = mapped_column(String(12), primary_key=True)
+    to_state: Mapped[str] = mapped_column(String(12), primary_key=True)
 
 
 class Attempt(Base):
@@ -259,6 +283,8 @@ class Attempt(Base):
     #: bytes of events.jsonl already stored; moved in the transaction that stores them: exactly once
     events_offset: Mapped[int] = mapped_column(BigInteger, default=0)
     result: Mapped[dict | None] = mapped_column(JSON)
+    #: {class, message, hint} of what ended it, where something did
+    error: Mapped[dict | None] = mapped_column(JSON)
     started_at: Mapped[float] = mapped_column(Float)
     ended_at: Mapped[float | None] = mapped_column(Float)
     __table_args__ = (
@@ -315,6 +341,8 @@ class Checkpoint(Base):
     path: Mapped[str] = mapped_column(Text)  # absolute
     tokenizer_fingerprint: Mapped[str | None] = mapped_column(String(64))
     state: Mapped[str] = mapped_column(String(10), default="ready")  # ready | deleted | corrupt
+    problem: Mapped[str | None] = mapped_column(Text)  # what is wrong with a corrupt one
+    save_s: Mapped[float | None] = mapped_column(Float)  # how long training waited for it
     created_at: Mapped[float] = mapped_column(Float)
     run: Mapped[Run] = relationship(viewonly=True)  # whose name it is shown by
     __table_args__ = (UniqueConstraint("run_id", "step", "attempt", name="one_row_per_checkpoint"),)
@@ -333,6 +361,8 @@ class Dataset(Base):
     bytes: Mapped[int | None] = mapped_column(BigInteger)
     tokens: Mapped[int | None] = mapped_column(BigInteger)
     sha256: Mapped[str | None] = mapped_column(String(64))
+    #: ``bytes:mtime_ns`` of the file when it was hashed: a file that still has it need not be hashed again
+    stamp: Mapped[str | None] = mapped_column(String(60))
     error: Mapped[dict | None] = mapped_column(JSON)  # {message, line, field, hint}
     warnings: Mapped[list] = mapped_column(JSON, default=list)
     job_id: Mapped[str | None] = mapped_column(String(32))

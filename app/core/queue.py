@@ -1,7 +1,7 @@
 """The queue is the database: ``state = 'queued'``. A bell only says "look"; a claim is one guarded UPDATE.
 
-Leases live 60 s and are renewed every 10 s by whoever holds them. Capacity is counted from ``device_lease``
-rows, never from busy Celery slots.
+Leases live 60 s and are renewed every 10 s by whoever holds them (``app.core.timing``). Capacity is counted from
+``device_lease`` rows, never from busy Celery slots.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from app.core.db import Session, now
 from app.core.devices import choose
 from app.core.models import LEASED_STATES, Attempt, Dataset, DeviceLease, Host, Job, Run, TokenizerRow, new_id
 from app.core.states import move, ring_after_commit
+from app.core.timing import get_timing
 
-LEASE_S = 60.0
-RENEW_EVERY_S = 10.0
+#: the best first: highest priority, then longest in the queue unless somebody moved it
+QUEUE_ORDER = (Run.priority.desc(), Run.queue_key, Run.id)
 #: queued runs that a claim looks at together
 CLAIM_PAGE = 100
 
@@ -48,7 +49,7 @@ def claim_run(session: Session, host_id: str) -> Claim | None:
     taken = set(session.scalars(select(DeviceLease.device).where(DeviceLease.host_id == host_id)))
     best_first = select(Run).where(
         Run.state == "queued", Run.desired == "run", or_(Run.not_before.is_(None), Run.not_before <= at)
-    ).order_by(Run.priority.desc(), Run.queued_at, Run.id)
+    ).order_by(*QUEUE_ORDER)
     offset = 0
     while True:  # mostly the first page has one that fits
         page = session.scalars(best_first.limit(CLAIM_PAGE).offset(offset)).all()
@@ -65,7 +66,7 @@ def _take(session: Session, run: Run, host: Host, devices: tuple[str, ...], at: 
     number = run.attempt + 1
     won = move(session, run, "starting", values={
         "attempt": number, "lease_owner": f"{number}-{new_id()}", "lease_host": host.id,
-        "lease_expires_at": at + LEASE_S, "started_at": run.started_at or at, "not_before": None,
+        "lease_expires_at": at + get_timing().lease_s, "started_at": run.started_at or at, "not_before": None,
         # what the last attempt was doing says nothing of this one
         "progress": {k: v for k, v in run.progress.items() if not k.startswith("phase")}
         | {"phase": None, "eta_s": None, "tokens_per_s": None}},
@@ -80,10 +81,10 @@ def _take(session: Session, run: Run, host: Host, devices: tuple[str, ...], at: 
 
 
 def renew_lease(session: Session, run_id: str, attempt: int) -> bool:
-    """Hold the run for another ``LEASE_S``; False where it is not held with this attempt any more."""
+    """Hold the run for another lease; False where it is not held with this attempt any more."""
     return session.execute(
         update(Run).where(Run.id == run_id, Run.attempt == attempt, Run.state.in_(LEASED_STATES))
-        .values(lease_expires_at=now(session) + LEASE_S),
+        .values(lease_expires_at=now(session) + get_timing().lease_s),
         execution_options={"synchronize_session": False}).rowcount == 1
 
 
@@ -99,7 +100,7 @@ def take_back(session: Session, run: Run, attempt: int) -> bool:
     back = move(session, run, to, attempt=attempt, reason="user" if to == "pausing" else None,
                 data={"message": "The runner is back."},
                 values={"lease_owner": f"{attempt}-{new_id()}", "lease_host": lost.host_id,
-                        "lease_expires_at": now(session) + LEASE_S})
+                        "lease_expires_at": now(session) + get_timing().lease_s})
     if back:
         lost.state = "open"
         session.flush()
@@ -134,7 +135,7 @@ def claim_job(session: Session, host_id: str) -> tuple[str, int] | None:
         taken = session.execute(
             update(Job).where(Job.id == job.id, Job.state == "queued", Job.attempt == job.attempt)
             .values(state="running", attempt=job.attempt + 1, lease_owner=f"job-{new_id()}", lease_host=host_id,
-                    lease_expires_at=at + LEASE_S, started_at=at, error=None),
+                    lease_expires_at=at + get_timing().lease_s, started_at=at, error=None),
             execution_options={"synchronize_session": False}).rowcount
         if taken == 1:
             return job.id, job.attempt + 1
@@ -144,7 +145,7 @@ def claim_job(session: Session, host_id: str) -> tuple[str, int] | None:
 def renew_job(session: Session, job_id: str, attempt: int) -> bool:
     return session.execute(
         update(Job).where(Job.id == job_id, Job.attempt == attempt, Job.state == "running")
-        .values(lease_expires_at=now(session) + LEASE_S),
+        .values(lease_expires_at=now(session) + get_timing().lease_s),
         execution_options={"synchronize_session": False}).rowcount == 1
 
 

@@ -81,7 +81,7 @@ def move(session: Session, run: Run, to: str, *, expected_state: str | None = No
     if to in TERMINAL_STATES:
         columns["ended_at"] = at
     if to == "queued" and before == "paused":
-        columns["queued_at"] = at  # a run that was interrupted keeps its place instead
+        columns |= {"queued_at": at, "queue_key": at}  # a run that was interrupted keeps its place instead
     if error is not None:
         columns["error"] = error
     changed = session.execute(
@@ -153,7 +153,7 @@ def enqueue_run(session: Session, run: Run, *, state: str = "queued") -> Run:
     """
     at = now(session)
     run.state, run.desired = state, "pause" if state == "paused" else "run"
-    run.created_at = run.updated_at = run.queued_at = at
+    run.created_at = run.updated_at = run.queued_at = run.queue_key = at
     session.add(run)
     session.flush()
     append_event(session, f"run:{run.id}", "state", t=at, data={"state": state, "from": None, "desired": run.desired})

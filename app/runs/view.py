@@ -213,7 +213,7 @@ def _waits_for(session: Session, run: Run) -> str | None:
     if run.state != "queued":
         return None
     ahead = session.query(Run).filter(Run.state == "queued", Run.id != run.id, (Run.priority > run.priority) | (
-        (Run.priority == run.priority) & (Run.queued_at < run.queued_at))).count()
+        (Run.priority == run.priority) & (Run.queue_key < run.queue_key))).count()
     return reason(run, ready_hosts(session), devices_in_use(session), now(session), ahead)
 
 

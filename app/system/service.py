@@ -16,10 +16,9 @@ from app.core.db import Session, now, reading
 from app.core.models import JOB_STATES, RUN_STATES, DeviceLease, Host, Installation, Job, Run
 from app.core.rest import rfc3339
 from app.core.settings import get_settings
+from app.core.timing import get_timing
 
 VERSION = "0.1.0"
-#: a machine whose worker was not heard of for this long counts as away
-HOST_SILENT_S = 30.0
 
 
 def system(session: Session) -> dict[str, Any]:
@@ -39,11 +38,11 @@ def ready_hosts(session: Session) -> list[Host]:
     """Machines whose worker was heard of lately and takes new runs."""
     at = now(session)
     return [h for h in session.scalars(select(Host).order_by(Host.id))
-            if at - h.last_seen_at < HOST_SILENT_S and not h.draining]
+            if at - h.last_seen_at < get_timing().host_silent_s and not h.draining]
 
 
 def _host(host: Host, held: list[dict], at: float) -> dict[str, Any]:
-    return {"id": host.id, "name": host.name, "is_alive": at - host.last_seen_at < HOST_SILENT_S,
+    return {"id": host.id, "name": host.name, "is_alive": at - host.last_seen_at < get_timing().host_silent_s,
             "draining": host.draining, "cpu_slots": host.cpu_slots, "devices": host.devices, "in_use": held,
             "versions": host.versions, "load": host.load, "last_seen_at": rfc3339(host.last_seen_at)}
 
@@ -92,7 +91,7 @@ def not_ready() -> list[str]:
 
 def _is_alive(host: Host, at: float) -> bool:
     """A worker of this machine must exist, one of another must have been heard of."""
-    if at - host.last_seen_at > HOST_SILENT_S:
+    if at - host.last_seen_at > get_timing().host_silent_s:
         return False
     if host.draining:
         return False

@@ -9,6 +9,7 @@ from sqlalchemy import select
 
 from app.core.db import Session, now
 from app.core.models import Dataset, DeviceLease, Job, Run, TokenizerRow
+from app.core.queue import QUEUE_ORDER
 from app.core.rest import Paging, newest_first
 from app.i18n import gettext as _
 from app.i18n import ngettext
@@ -169,7 +170,7 @@ def _queue(session: Session) -> list[Waiting]:
     """The queued runs in the order in which they are looked at, each with what it waits for."""
     at, ready, in_use = now(session), ready_hosts(session), devices_in_use(session)
     runs = session.scalars(select(Run).where(Run.state == "queued")
-                           .order_by(Run.priority.desc(), Run.queued_at, Run.id).limit(QUEUE_SHOWN))
+                           .order_by(*QUEUE_ORDER).limit(QUEUE_SHOWN))
     return [Waiting(run.id, run.name, run.stage, run.priority, wants(run.devices, any(h.devices for h in ready)),
                     reason(run, ready, in_use, at)) for run in runs]
 

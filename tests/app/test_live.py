@@ -18,6 +18,7 @@ from app.core import channels, states
 from app.core.db import now, transaction
 from app.core.models import ApiToken, Host, Installation
 from app.core.settings import get_settings
+from app.core.timing import get_timing
 from tests import database_rig
 from tests.app.conftest import Api, Server, receive
 from tests.app.test_runs import new_run
@@ -27,7 +28,7 @@ from tests.inference_rig import running_broker, wait_for
 @pytest.fixture(autouse=True)
 def without_broker(monkeypatch: pytest.MonkeyPatch) -> None:
     """No broker rings here: what arrives, arrives by the poll."""
-    monkeypatch.setattr(live_hub, "POLL_S", 0.1)
+    monkeypatch.setattr(get_timing(), "live_poll_s", 0.1)
 
 
 def subscribe(connection, topic: str, after: int | None = None) -> dict:
@@ -145,7 +146,7 @@ def test_runs_and_system_tell_their_latest_value(api: Api, server: Server) -> No
 
 def test_with_a_broker_news_comes_before_the_poll(api: Api, request: pytest.FixtureRequest,
                                                   monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_hub, "POLL_S", 60.0)
+    monkeypatch.setattr(get_timing(), "live_poll_s", 60.0)
     with running_broker() as broker:
         monkeypatch.setenv("STUDIO_REDIS_URL", broker.url)
         get_settings.cache_clear()
@@ -171,7 +172,7 @@ def test_reset_when_the_installation_is_another(api: Api, server: Server) -> Non
         assert (first["type"], first["seq"]) == ("reset", 1), "more than there is: of another database"
         assert receive(connection)["type"] == "snapshot"
         assert receive(connection)["seq"] == 1
-        time.sleep(5 * live_hub.POLL_S)  # the hub knows this installation by now
+        time.sleep(5 * get_timing().live_poll_s)  # the hub knows this installation by now
         with transaction() as session:
             session.get(Installation, 1).uid = "installation-2"
         again = receive(connection)
@@ -218,7 +219,7 @@ def test_the_load_of_a_host_comes_with_its_heartbeat_and_not_more_often(api: Api
             update = receive(connection)
             assert update["type"] == "update" and update["data"]["hosts"][0]["load"] == load
             with pytest.raises(TimeoutError):
-                connection.recv(timeout=8 * live_hub.POLL_S)
+                connection.recv(timeout=8 * get_timing().live_poll_s)
         assert api.get("/system").json()["hosts"] == update["data"]["hosts"] and next(free) > 10
         assert update["data"]["disk"]["free_bytes"] > 0
 

@@ -60,7 +60,7 @@ def everything_in(connection: object) -> dict:
     found = {}
     for table in sorted(Base.metadata.tables):
         found[table] = {
-            "columns": [(c["name"], str(c["type"]), c["nullable"]) for c in seen.get_columns(table)],
+            "columns": sorted((c["name"], str(c["type"]), c["nullable"]) for c in seen.get_columns(table)),
             "checks": sorted((c["name"], "".join(c["sqltext"].split())) for c in seen.get_check_constraints(table)),
             "indexes": sorted((i["name"], i["column_names"], bool(i["unique"])) for i in seen.get_indexes(table)),
             "keys": sorted((k["constrained_columns"], k["referred_table"], str(k["options"]))

@@ -12,6 +12,7 @@ from sqlalchemy.exc import OperationalError
 from app.core import db, states
 from app.core.models import Run
 from app.core.settings import get_settings
+from app.core.timing import get_timing
 from tests.database_rig import add_run, get_run
 from tests.worker.runner_rig import (
     attempt_of,
@@ -145,7 +146,7 @@ def test_a_hanging_runner_is_fenced_after_its_lease(runners, monkeypatch):
     assert attempt_of(run_id, 1).state == "lost"
     reconciler.reconcile()
     assert attempt_of(run_id, 1).state == "lost", "it may still come back"
-    monkeypatch.setattr("worker.reconciler.COME_BACK_S", -1.0)
+    monkeypatch.setattr(get_timing(), "come_back_s", -1.0)
     reconciler.reconcile()
     assert attempt_of(run_id, 1).state == "closed"
     assert not processes.marked(processes.marker(run_id, 1))

@@ -125,7 +125,7 @@ def bell(database, monkeypatch) -> Iterator[None]:
 
 def test_celery_starts_a_run_by_the_bell_alone_and_its_tokenizer_is_kept(runners, bell, monkeypatch):
     """The worker looks by itself only once an hour: what starts the run is the message. The trainer is the real one."""
-    monkeypatch.setenv("POLL_S", "3600")
+    monkeypatch.setenv("STUDIO_POLL_S", "3600")
     with worker() as process:
         wait_until(lambda: _host_is_of(process.pid), timeout_s=40)
         wait_until(lambda: celery_of(process) and celery_of(process)[0].children(), timeout_s=40)

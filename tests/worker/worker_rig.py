@@ -1,6 +1,6 @@
 """A real worker whose runners have a trainer that starts at once: ``python -m tests.worker.worker_rig [--drain]``.
 
-``POLL_S`` in the environment sets how often it looks by itself.
+``STUDIO_POLL_S`` in the environment sets how often it looks by itself.
 """
 
 from __future__ import annotations
@@ -13,5 +13,5 @@ from worker import main, reconciler
 
 if __name__ == "__main__":
     reconciler.start_runner = FakeRunners().start
-    main.POLL_S = float(os.environ.get("POLL_S", "0.3"))
+    os.environ.setdefault("STUDIO_POLL_S", "0.3")
     sys.exit(main.main(sys.argv[1:]))

@@ -8,7 +8,7 @@ import threading
 import pytest
 from sqlalchemy import select, update
 
-from app.core import db, queue, states
+from app.core import db, guards, queue, states
 from app.core.models import LEASED_STATES, RUN_STATES, TERMINAL_STATES, Attempt, DeviceLease, Event, Run
 from tests.database_rig import HOST, add_host, add_run, get_run
 
@@ -29,11 +29,13 @@ LEGAL = {(line.split(":")[0], to) for line in TABLE.strip().splitlines() for to 
 
 
 def put(session, run: Run, state: str) -> None:
-    """Force a state, past every rule but the table's own CHECKs."""
+    """Force a state, past every rule but the table's own CHECKs (its triggers are out of the way meanwhile)."""
     at, held = db.now(session), state in LEASED_STATES
+    guards.remove(session.connection())
     session.execute(update(Run).where(Run.id == run.id).values(
         state=state, lease_owner="me" if held else None, lease_host=HOST if held else None,
         lease_expires_at=at + 60 if held else None, ended_at=at if state in TERMINAL_STATES else None))
+    guards.install(session.connection())
     session.refresh(run)
 
 
