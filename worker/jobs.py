@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.core import channels, logging
 from app.core.db import reading, transaction
+from app.core.inputs import stamp_of
 from app.core.models import Dataset, Job, TokenizerRow
 from app.core.queue import end_job, renew_job
 from app.core.settings import get_settings
@@ -139,7 +140,7 @@ def dataset_import(work: Work) -> None:
             row = session.get(Dataset, dataset_id)
             row.state, row.layout, row.rows, row.error = "ready", found.layout, found.rows, None
             row.bytes, row.sha256, row.warnings = (home / final.name).stat().st_size, digest, list(found.warnings)
-            row.path = str(home / final.name)
+            row.path, row.stamp = str(home / final.name), stamp_of(home / final.name)
             return {"dataset_id": dataset_id, "rows": found.rows}
 
         work.end("completed", finish=finish)

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from sqlalchemy import select
 
+from app.core import inputs
 from app.core.db import Session
 from app.core.devices import world_size
 from app.core.models import TERMINAL_STATES, Checkpoint, Dataset, DeviceLease, Run, TokenizerRow
 from app.core.settings import Settings
 from minimind.config import parse_config, stage_class
-from minimind.errors import CheckpointError, ConfigError, DataError, DiskFullError, MiniMindError
+from minimind.errors import DiskFullError, MiniMindError
 from minimind.run_dir import RunDir, write_json
 from worker.launcher import rank_command, rank_environment
 
@@ -34,11 +35,14 @@ def prepare(session: Session, run: Run, run_dir: RunDir, settings: Settings) -> 
                            key=lambda d: int(d.partition(":")[2])))
     ranks = 1 if run.stage == "tokenizer" else world_size(run.devices)
     device = "cuda" if devices and devices[0].startswith("cuda:") else "cpu"
-    values = {**run.config, "data_path": _data_path(session, run), "tokenizer": _tokenizer(session, run)}
+    _refuse_what_is_gone(session, run)
+    tokenizer_id = run.tokenizer_id or run.config.get("tokenizer")  # None: the base's, else one is trained
+    values = {**run.config, "data_path": session.get(Dataset, run.dataset_id).path if run.dataset_id else None,
+              "tokenizer": session.get(TokenizerRow, tokenizer_id).path if tokenizer_id else None}
     if "device" in stage_class(run.stage).model_fields:  # learning a vocabulary needs none
         values["device"] = device
     if run.base_checkpoint_id is not None and run.stage != "tokenizer":
-        values["from_weight"] = _base(session, run)
+        values["from_weight"] = session.get(Checkpoint, run.base_checkpoint_id).path
     config = parse_config(run.stage, values)
     run_dir.path.mkdir(parents=True, exist_ok=True)
     write_json(run_dir.config, {"stage": run.stage, **config.model_dump(mode="json")})
@@ -50,34 +54,13 @@ def prepare(session: Session, run: Run, run_dir: RunDir, settings: Settings) -> 
         rank_environment(settings, run.id, run.attempt, devices, ranks), ranks)
 
 
-def _data_path(session: Session, run: Run) -> str | None:
-    if run.dataset_id is None:
-        return None  # the starter corpus
-    dataset = session.get(Dataset, run.dataset_id)
-    if dataset is None or dataset.state != "ready" or not dataset.path or not Path(dataset.path).exists():
-        name = dataset.name if dataset is not None else run.dataset_id
-        raise DataError(f"The dataset {name!r} of this run is not there any more.", field="dataset_id",
-                        hint="Import it again and start a new run with it.")
-    return dataset.path
-
-
-def _tokenizer(session: Session, run: Run) -> str | None:
-    id = run.tokenizer_id or run.config.get("tokenizer")
-    if id is None:
-        return None  # the base checkpoint's, else one is trained on the run's data
-    row = session.get(TokenizerRow, id)
-    if row is None or row.state != "ready" or not row.path or not Path(row.path).is_dir():
-        raise ConfigError([{"field": "tokenizer", "message": f"There is no ready tokenizer {id!r}.",
-                            "hint": "GET /api/v1/tokenizers lists them."}])
-    return row.path
-
-
-def _base(session: Session, run: Run) -> str:
-    base = session.get(Checkpoint, run.base_checkpoint_id)
-    if base is None or base.state != "ready" or not Path(base.path, "manifest.json").exists():
-        raise CheckpointError(f"The base checkpoint {run.base_checkpoint_id!r} of this run is not there any more.",
-                              field="base_checkpoint_id", hint="Choose another one and start a new run from it.")
-    return base.path
+def _refuse_what_is_gone(session: Session, run: Run) -> None:
+    """The claim has asked the same; what went in the moment between is said here."""
+    wrong = inputs.problem(session, run)
+    if wrong is not None:
+        error = MiniMindError(wrong["message"], field=wrong["field"], hint=wrong["hint"])
+        error.code = wrong["class"]
+        raise error
 
 
 def disk_error(error: OSError, place: Path) -> MiniMindError:

@@ -3,6 +3,10 @@
 Expiry alone restarts nothing. A run goes on only after its *fence*: every process of its last attempt is proven
 dead (by pid, start time and boot of the runner, and by the mark that all of them carry). A runner that lives is
 never touched, unless it has let its lease run out and does not come back within half a minute.
+
+Of another host nothing can be proven. Its runs are looked into only when its worker is silent too; then they are
+``recovering`` at once, and go on elsewhere after a grace. Whatever of them still lives there can change nothing: its
+attempt number is old in every row, and its trainer ends itself when it sees the directory of the next attempt.
 """
 
 from __future__ import annotations
@@ -16,9 +20,10 @@ import time
 from sqlalchemy import select
 
 from app.core.db import Session, now, reading, transaction
+from app.core.inputs import look_again as hash_again
 from app.core.logging import get_logger
 from app.core.models import LEASED_STATES, Attempt, Host, Job, Run
-from app.core.queue import Claim, claim_job, claim_run, lose_job
+from app.core.queue import Claim, Unsure, claim_job, claim_run, lose_job
 from app.core.settings import get_settings
 from app.core.states import move
 from app.core.timing import get_timing
@@ -33,6 +38,9 @@ from worker.verdict import keep_tokenizer, release, settle
 log = get_logger(__name__)
 
 JOB_VARIABLE = "STUDIO_JOB"
+ORPHANS_EVERY_S = 30.0
+#: a runner still tidies up for a moment after its verdict
+ORPHAN_AFTER_S = 60.0
 
 
 def claim_and_start(host_id: str | None = None) -> list[Claim]:
@@ -46,6 +54,10 @@ def claim_and_start(host_id: str | None = None) -> list[Claim]:
                 return started
         with transaction() as session:
             claim = claim_run(session, host_id)
+        if isinstance(claim, Unsure):
+            with transaction() as session:
+                hash_again(session, claim.dataset_id)
+            continue
         if claim is None:
             return started
         pid = start_runner(claim)
@@ -63,14 +75,17 @@ class Reconciler:
         self._facts = {"cpu_slots": gpus.cpu_slots(), "devices": gpus.gpus(), "versions": gpus.versions()}
         #: a database that was away has let every lease run out; their holders get time to renew
         self._trust_expiry_at = time.monotonic() + get_timing().lease_s
+        self._silent: set[str] = set()
+        self._orphans_due = 0.0
 
     def database_was_away(self) -> None:
         self._trust_expiry_at = time.monotonic() + get_timing().lease_s
 
     # -- heartbeat ------------------------------------------------------------------------------------------------
 
-    def heartbeat(self, *, draining: bool = False, worker_pid: int | None = None) -> None:
-        """Say that this host's worker lives, what the host has and how busy it is."""
+    def heartbeat(self, *, draining: bool = False, worker_pid: int | None = None, problem: str | None = None) -> None:
+        """Say that this host's worker lives, what the host has and how busy it is; ``problem``: why it takes no
+        runs."""
         busy = load.host_load()  # before the write lock is taken: GPUs may be slow to answer
         with transaction() as session:
             at = now(session)  # asked before the row is touched: a query flushes what is half filled in
@@ -82,6 +97,9 @@ class Reconciler:
             host.cpu_slots, host.devices = self._facts["cpu_slots"], self._facts["devices"]
             host.versions = self._facts["versions"]
             host.draining, host.worker_pid, host.last_seen_at, host.load = draining, worker_pid, at, busy
+            host.problem = problem
+            if host.bad_devices:
+                host.bad_devices = [bad for bad in host.bad_devices if bad["until"] > at]
 
     # -- runs -----------------------------------------------------------------------------------------------------
 
@@ -93,6 +111,8 @@ class Reconciler:
             held = session.execute(select(Run, Attempt).join(Attempt, Attempt.run_id == Run.id).where(
                 Run.state.in_((*LEASED_STATES, "recovering")), Attempt.number == Run.attempt)).all()
             lost_jobs = session.scalars(select(Job.id).where(Job.state == "running")).all()
+            heard = dict(session.execute(select(Host.id, Host.last_seen_at)).all()) if held or lost_jobs else {}
+        self._silent = {id for id, seen in heard.items() if seen + get_timing().host_silent_s < at}
         for run, attempt in held:
             if attempt.state == "closed":
                 self._release(run.id)
@@ -100,21 +120,25 @@ class Reconciler:
                 self._fence_and_settle(run, attempt)
         for job_id in lost_jobs:
             self._look_at_job(job_id)
+        if time.monotonic() >= self._orphans_due:
+            self._orphans_due = time.monotonic() + ORPHANS_EVERY_S
+            self._end_orphans()
 
     def _is_over(self, run: Run, attempt: Attempt, at: float) -> bool:
         """Whether the attempt's runner is gone for good (or must go); says so in the run's row."""
         expired = (run.lease_expires_at is not None and run.lease_expires_at < at
                    and time.monotonic() > self._trust_expiry_at)
         if attempt.host_id != self.host_id:
-            if expired and run.lease_expires_at + get_timing().host_grace_s < at:
-                return self._lose(run, "Its host does not answer.")
-            return attempt.state == "lost" and (attempt.ended_at or 0) + get_timing().host_grace_s < at
+            is_silent = attempt.host_id in self._silent and time.monotonic() > self._trust_expiry_at
+            if run.state == "cancelling":  # there is nothing to recover, only to end
+                return is_silent and expired and run.lease_expires_at + get_timing().host_grace_s < at
+            if expired and is_silent:
+                self._lose(run, f"Its machine {attempt.host_id} does not answer.")
+            return is_silent and attempt.state == "lost" and (attempt.ended_at or 0) + get_timing().host_grace_s < at
         if attempt.boot_id != self.boot_id:
             return self._lose(run, "The machine was started again.")
         if attempt.runner_pid is None:
-            not_coming = expired or (attempt.started_at + get_timing().runner_start_s < at
-                                     and not processes.marked(processes.marker(run.id, attempt.number)))
-            return not_coming and self._lose(run, "Its runner did not start.")
+            return self._does_not_come(run, attempt, at) and self._lose(run, "Its runner did not start.")
         if not processes.is_alive(attempt.runner_pid, attempt.runner_started):
             return self._lose(run, "Its runner has died.")
         if attempt.state == "lost":
@@ -124,6 +148,16 @@ class Reconciler:
         if expired:
             self._lose(run, "Its runner has not been heard of for a minute.")
         return False
+
+    def _does_not_come(self, run: Run, attempt: Attempt, at: float) -> bool:
+        """Whether a claim will get no runner any more: none exists, or one that exists says nothing (on a busy
+        machine a program may need longer to start than a short lease lasts)."""
+        patience_s = get_timing().runner_start_s
+        if attempt.started_at + patience_s >= at:
+            return False
+        if not processes.marked(processes.marker(run.id, attempt.number)):
+            return True
+        return attempt.started_at + patience_s + get_timing().lease_s + get_timing().come_back_s < at
 
     def _lose(self, run: Run, why: str) -> bool:
         """Mark the attempt lost and the run recovering (a cancelled one needs no recovery); True if it stands."""
@@ -160,6 +194,18 @@ class Reconciler:
             if run is not None and run.state == "recovering":
                 release(session, run)
 
+    def _end_orphans(self) -> None:
+        """Kill what still carries the mark of an attempt that is over, where nobody else is left to do it."""
+        for mark in set(processes.marked_in(get_settings().data_dir).values()):
+            run_id, _, number = mark.rpartition("/")
+            with reading() as session:
+                attempt = session.get(Attempt, (run_id, int(number))) if number.isdigit() else None
+                is_over = attempt is not None and attempt.host_id == self.host_id and attempt.state == "closed" \
+                    and (attempt.ended_at or 0) + ORPHAN_AFTER_S < now(session)
+            if is_over:
+                log.warning("orphans_ended", mark=mark, pids=processes.marked(mark))
+                processes.kill_marked(mark)
+
     # -- jobs -----------------------------------------------------------------------------------------------------
 
     def start_jobs(self) -> subprocess.Popen | None:
@@ -182,7 +228,7 @@ class Reconciler:
                 return
             here = job.lease_host == self.host_id
             silent_s = now(session) - job.lease_expires_at if time.monotonic() > self._trust_expiry_at else 0.0
-            expired = silent_s > 0
+            expired = silent_s > 0 and (here or job.lease_host in self._silent)
             mark = processes.marker(job.id, job.attempt)
         if here and processes.marked(mark, variable=JOB_VARIABLE):
             if silent_s < get_timing().come_back_s or not processes.kill_marked(mark, variable=JOB_VARIABLE):

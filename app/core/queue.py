@@ -6,22 +6,33 @@ Leases live 60 s and are renewed every 10 s by whoever holds them (``app.core.ti
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import or_, select, update
 
+from app.core import inputs
 from app.core.channels import celery_config, ring
 from app.core.db import Session, now
 from app.core.devices import choose
-from app.core.models import LEASED_STATES, Attempt, Dataset, DeviceLease, Host, Job, Run, TokenizerRow, new_id
+from app.core.models import (
+    LEASED_STATES,
+    Attempt,
+    Dataset,
+    DeviceLease,
+    Host,
+    Installation,
+    Job,
+    Run,
+    TokenizerRow,
+    new_id,
+)
 from app.core.states import move, ring_after_commit
 from app.core.timing import get_timing
 
 #: the best first: highest priority, then longest in the queue unless somebody moved it
 QUEUE_ORDER = (Run.priority.desc(), Run.queue_key, Run.id)
-#: queued runs that a claim looks at together
-CLAIM_PAGE = 100
 
 
 # -- claims -------------------------------------------------------------------------------------------------------
@@ -36,30 +47,63 @@ class Claim:
     devices: tuple[str, ...]
 
 
-def claim_run(session: Session, host_id: str) -> Claim | None:
+@dataclass(frozen=True)
+class Unsure:
+    """Before a run can be claimed the file of this data set must be hashed (``inputs.look_again``)."""
+
+    dataset_id: str
+
+
+def queue_is_paused(session: Session) -> bool:
+    """Whether somebody has paused the queue (maintenance): what runs goes on, nothing else begins."""
+    return session.scalar(select(Installation.queue_paused_at).limit(1)) is not None
+
+
+def claim_run(session: Session, host_id: str) -> Claim | Unsure | None:
     """Take the best queued run that fits the free devices of ``host_id``, or None.
 
-    Best: highest priority, then longest in the queue. The host's row is locked first, so that two claimers of
-    one host never count the same device; of two hosts one's UPDATE finds the row changed and goes on to the next.
+    Best: ``QUEUE_ORDER``. The host's row is locked first, so that two claimers of one host never count the same
+    device; of two hosts one's UPDATE finds the row changed and goes on to the next. A run whose data or base is gone
+    is refused here, before it takes a device. ``Unsure``: a file must be hashed first, outside of this transaction.
     """
     host = session.get(Host, host_id, with_for_update=True, populate_existing=True)
-    if host is None or host.draining:
+    if host is None or host.draining or host.problem or queue_is_paused(session):
         return None
     at = now(session)
     taken = set(session.scalars(select(DeviceLease.device).where(DeviceLease.host_id == host_id)))
-    best_first = select(Run).where(
+    taken |= {bad["id"] for bad in host.bad_devices or [] if bad["until"] > at}
+    # only what decides is read: there may be thousands, and most ask for the same
+    best_first = session.execute(select(Run.id, Run.devices).where(
         Run.state == "queued", Run.desired == "run", or_(Run.not_before.is_(None), Run.not_before <= at)
-    ).order_by(*QUEUE_ORDER)
-    offset = 0
-    while True:  # mostly the first page has one that fits
-        page = session.scalars(best_first.limit(CLAIM_PAGE).offset(offset)).all()
-        for run in page:
-            devices = choose(run.devices, cpu_slots=host.cpu_slots, gpus=[d["id"] for d in host.devices], taken=taken)
-            if devices is not None and _take(session, run, host, devices, at):
-                return Claim(run.id, run.attempt, devices)
-        if len(page) < CLAIM_PAGE:
-            return None
-        offset += CLAIM_PAGE
+    ).order_by(*QUEUE_ORDER)).all()
+    fitting: dict[str, tuple[str, ...] | None] = {}
+    for run_id, request in best_first:
+        asked = json.dumps(request, sort_keys=True)
+        if asked not in fitting:
+            fitting[asked] = choose(request, cpu_slots=host.cpu_slots, gpus=[d["id"] for d in host.devices],
+                                    taken=taken)
+        if (devices := fitting[asked]) is None:
+            continue
+        run = session.get(Run, run_id)
+        if run is None or run.state != "queued" or run.desired != "run":
+            continue  # another host was faster, or somebody paused it since the list was read
+        if (dataset_id := inputs.is_unsure(session, run)) is not None:
+            return Unsure(dataset_id)
+        if (wrong := inputs.problem(session, run)) is not None:
+            _refuse(session, run, host, wrong)
+        elif _take(session, run, host, devices, at):
+            return Claim(run.id, run.attempt, devices)
+    return None
+
+
+def _refuse(session: Session, run: Run, host: Host, wrong: dict) -> None:
+    """A run that cannot start: one that has not begun has failed, one that has progress waits for its user."""
+    error = {name: wrong[name] for name in ("class", "message", "hint")}
+    if run.attempt > 0:
+        move(session, run, "paused", reason="inputs", error=error, values={"desired": "pause"})
+    elif move(session, run, "starting", values={"lease_owner": f"check-{new_id()}", "lease_host": host.id,
+                                                "lease_expires_at": now(session)}, data={"host": host.id}):
+        move(session, run, "failed", error=error)
 
 
 def _take(session: Session, run: Run, host: Host, devices: tuple[str, ...], at: float) -> bool:
@@ -126,7 +170,7 @@ def enqueue_job(session: Session, kind: str, payload: dict, *, user_id: str) -> 
 def claim_job(session: Session, host_id: str) -> tuple[str, int] | None:
     """Take the oldest queued job if this host does none yet; returns (id, attempt)."""
     host = session.get(Host, host_id, with_for_update=True, populate_existing=True)
-    if host is None or host.draining:
+    if host is None or host.draining or host.problem:
         return None
     if session.scalar(select(Job.id).where(Job.state == "running", Job.lease_host == host_id).limit(1)):
         return None
@@ -195,5 +239,6 @@ def end_job(session: Session, job: Job, state: str, *, error: dict | None = None
 #: the key of a job's payload that names what the job makes -> the kinds of jobs that make it
 MAKES = {"dataset_id": ("dataset_import",), "tokenizer_id": ("tokenizer_train",)}
 
-__all__ = ["Claim", "celery_config", "claim_job", "claim_run", "end_job", "enqueue_job", "lose_job",
-           "renew_job", "renew_lease", "request_cancel_job", "ring", "ring_after_commit", "take_back"]
+__all__ = ["Claim", "Unsure", "celery_config", "claim_job", "claim_run", "end_job", "enqueue_job", "lose_job",
+           "queue_is_paused", "renew_job", "renew_lease", "request_cancel_job", "ring", "ring_after_commit",
+           "take_back"]

@@ -13,9 +13,9 @@ from typing import Any
 
 from sqlalchemy import delete, insert, update
 
-from app.core import channels
+from app.core import channels, inputs
 from app.core.db import Session, now
-from app.core.errors import Conflict
+from app.core.errors import Conflict, Invalid
 from app.core.models import (
     LEASED_STATES,
     TERMINAL_STATES,
@@ -180,14 +180,18 @@ def request_pause(session: Session, run: Run) -> Run:
 
 
 def request_resume(session: Session, run: Run, allow_changes: bool = False) -> Run:
-    """Go on from the last checkpoint. 409 once it is cancelled or has ended; else the wish stands."""
+    """Go on from the last checkpoint. 409 once it is cancelled or has ended; 422 where what it stands on is gone or
+    has changed; else the wish stands."""
     _lock(session, run)
     if run.desired == "cancel" or run.state in TERMINAL_STATES:
         raise IllegalWish("resumed", run.state)
     if run.desired != "run" or (allow_changes and not run.allow_changes):
         _wish(session, run, desired="run", allow_changes=run.allow_changes or allow_changes)
     if run.state == "paused":
-        move(session, run, "queued", values={"fruitless_attempts": 0, "not_before": None})
+        wrong = inputs.problem(session, run)
+        if wrong is not None:
+            raise Invalid(wrong["message"], field=wrong["field"], hint=wrong["hint"])
+        move(session, run, "queued", values={"fruitless_attempts": 0, "not_before": None, "error": None})
         ring_after_commit(session)
     return run
 

@@ -128,7 +128,7 @@ def test_a_users_mistake_is_not_tried_again(runners, monkeypatch):
 def test_a_missing_dataset_fails_in_a_sentence_before_anything_starts(runners):
     run_id = add_run(config={"tokenizer": "nothing"})
     runners.claim_and_start()
-    assert "no ready tokenizer" in wait_for_state(run_id, "failed").error["message"]
+    assert "is not there any more" in wait_for_state(run_id, "failed").error["message"]
 
 
 def test_a_killed_runner_takes_its_trainer_along_and_the_run_goes_on(runners, monkeypatch):

@@ -11,6 +11,8 @@ from sqlalchemy import select
 from app.core import db, lines, queue, states
 from app.core.errors import Conflict
 from app.core.models import Checkpoint, Event, Pipeline, Run, TokenizerRow, new_id
+from app.core.settings import get_settings
+from minimind.run_dir import write_json
 from tests.database_rig import HOST, add_host
 
 STAGES = [{"stage": "tokenizer", "config": {}}, {"stage": "pretrain", "config": {"max_steps": 5}},
@@ -36,12 +38,15 @@ def finish(state: str = "completed", *, eval_loss: float | None = None, error: d
         claim = queue.claim_run(session, HOST)
         run = session.get(Run, claim.run_id)
         states.move(session, run, "running")
+        made = get_settings().data_dir / run.id
+        made.mkdir()
         if run.stage == "tokenizer":
-            session.add(TokenizerRow(id=run.id, name="t", user_id="local", state="ready", path="/t", source={},
+            session.add(TokenizerRow(id=run.id, name="t", user_id="local", state="ready", path=str(made), source={},
                                      created_at=0))
         else:
+            write_json(made / "manifest.json", {"version": 1})
             session.add(Checkpoint(id=f"c-{run.id}", run_id=run.id, attempt=1, stage=run.stage, step=5, tokens=1,
-                                   bytes=1, loss=1.0, eval_loss=eval_loss, path=f"/{run.id}", state="ready",
+                                   bytes=1, loss=1.0, eval_loss=eval_loss, path=str(made), state="ready",
                                    created_at=0))
         session.flush()
         states.move(session, run, state, error=error)

@@ -63,7 +63,7 @@ def test_priority_then_age_and_what_does_not_fit_is_passed_by(database):
 
 def test_many_that_do_not_fit_do_not_hide_one_that_does(database):
     add_host(cpu_slots=2)
-    for _ in range(queue.CLAIM_PAGE + 5):
+    for _ in range(205):
         add_run(devices=["cuda:0"], priority=1)
     small = add_run(devices={"kind": "cpu", "count": 1})
     with db.transaction() as session:
