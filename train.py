@@ -24,8 +24,10 @@ def main(arguments: list[str]) -> int:
     # two cores: 7 % fewer steps on an idle machine, 1.75 times as many beside one busy process, more beside several.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from minimind.lifeline import die_as_told
+    from minimind.stacks import show_when_asked
 
     die_as_told()
+    show_when_asked()
     from minimind.errors import MiniMindError
 
     try:

@@ -2,7 +2,8 @@
 
 Order of a save (all ranks take part): directory aside -> every rank writes and fsyncs its files -> all agree that it
 worked -> rank 0 writes the manifest -> rename -> fsync of the parent. A kill at any moment leaves either no
-checkpoint or a whole one; what was written aside is removed by the next attempt.
+checkpoint or a whole one; what was written aside is removed by the next attempt. A checkpoint never changes once it
+is there: the same step of the same attempt is not written twice.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import errno
 import os
 import random
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -23,10 +25,12 @@ from minimind.errors import CheckpointError
 from minimind.formats.hf_config import hf_config
 from minimind.formats.huggingface import read_safetensors
 from minimind.formats.tensors import check_fit, cleaned
-from minimind.manifest import MANIFEST_FILE, Manifest, in_order
+from minimind.manifest import Manifest, damage_of, in_order, sha256_of
 from minimind.model import MiniMindForCausalLM
 from minimind.presets import ModelConfig
-from minimind.run_dir import RunDir, fsync_dir, read_json, write_json
+from minimind.retention import KEEP_ALL_BYTES, Saved, leftovers, remove, remove_all, superfluous
+from minimind.run_dir import RunDir, fsync_dir, put_aside, read_json, write_json
+from minimind.save_points import reached
 from minimind.tokenizer import Tokenizer
 
 WEIGHTS_FILE, OPTIMIZER_FILE, TRAINER_FILE, CONFIG_FILE = ("model.safetensors", "optimizer.pt", "trainer.json",
@@ -34,8 +38,8 @@ WEIGHTS_FILE, OPTIMIZER_FILE, TRAINER_FILE, CONFIG_FILE = ("model.safetensors", 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: free space must exceed the expected size by this factor
 SPACE_FACTOR = 1.2
-#: all checkpoints of a run are kept while they fit in this many bytes
-KEEP_ALL_BYTES = 2 << 30
+#: less than this left after a failed write: the disk is why, whatever the writer says
+NOTHING_FREE_BYTES = 1 << 20
 
 
 class SaveFailed(Exception):
@@ -63,32 +67,31 @@ def save_checkpoint(run_dir: RunDir, world: World, manifest: Manifest, model: Mi
                     trainer: dict, tokenizer: Tokenizer) -> Path:
     """Write one checkpoint; every rank calls this at the same step. Raises ``SaveFailed`` on all ranks or none."""
     final = run_dir.checkpoint(manifest.step, manifest.attempt)
+    is_there = world.is_main and _is_whole(final)
+    if not world.all_true(not is_there):  # training is repeatable: the same attempt was here before with these weights
+        if world.is_main:
+            manifest.files = Manifest.read(final).files
+        return final
     aside = run_dir.checkpoints / f".tmp-{final.name}"
-    problem = ""
-    if world.is_main:
-        try:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            _check_space(run_dir, model, optimizer)
-        except OSError as error:
-            problem = _sentence(error)
-        except SaveFailed as error:
-            problem = str(error)
+    problem = _begin(run_dir, aside, manifest.attempt, model, optimizer) if world.is_main else ""
     if world.all_true(not problem):
+        hashes: dict[str, str] = {}
         try:
             if world.is_main:
-                _write_main(aside, model, optimizer, trainer, tokenizer, manifest)
+                hashes = _write_main(aside, model, optimizer, trainer, tokenizer)
             torch.save(random_state(world.device), aside / f"rng-rank{world.rank}.pt")
             _fsync(aside / f"rng-rank{world.rank}.pt")
         except (OSError, RuntimeError, SafetensorError) as error:
-            problem = _sentence(error)
+            problem = _sentence(error, aside)
         if world.all_true(not problem) and world.is_main:
             try:
-                manifest.seal(aside)
+                reached("before_manifest")
+                manifest.seal(aside, hashes)
                 fsync_dir(aside)
-                _replace(aside, final)
+                reached("after_manifest")
+                problem = _put_into_place(run_dir, aside, final, manifest.attempt)
             except OSError as error:
-                problem = _sentence(error)
+                problem = _sentence(error, aside)
     if not world.all_true(not problem):
         if world.is_main:
             shutil.rmtree(aside, ignore_errors=True)
@@ -96,15 +99,46 @@ def save_checkpoint(run_dir: RunDir, world: World, manifest: Manifest, model: Mi
     return final
 
 
-def _write_main(aside: Path, model: MiniMindForCausalLM, optimizer: dict, trainer: dict, tokenizer: Tokenizer,
-                manifest: Manifest) -> None:
-    save_weights(model.named_weights(), aside / WEIGHTS_FILE)
-    torch.save(optimizer, aside / OPTIMIZER_FILE)
-    tokenizer.save(aside)
-    for path in aside.iterdir():
-        _fsync(path)
-    write_json(aside / TRAINER_FILE, trainer)
-    write_json(aside / CONFIG_FILE, hf_config(model.config, tokenizer))
+def _is_whole(final: Path) -> bool:
+    try:
+        return final.exists() and damage_of(final) is None
+    except OSError:
+        return False  # the write that follows says what is wrong, on all ranks
+
+
+def _begin(run_dir: RunDir, aside: Path, attempt: int, model: MiniMindForCausalLM, optimizer: dict) -> str:
+    """An empty directory to write in; what is in the way of a save, as a sentence, or nothing."""
+    if _is_superseded(run_dir, attempt):
+        return SUPERSEDED
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        _check_space(run_dir, model, optimizer)
+    except OSError as error:
+        return _sentence(error, run_dir.path)
+    except SaveFailed as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        return str(error)
+    return ""
+
+
+def _write_main(aside: Path, model: MiniMindForCausalLM, optimizer: dict, trainer: dict,
+                tokenizer: Tokenizer) -> dict[str, str]:
+    """Rank 0's files, on the disk; the sha256 of the large ones, which are hashed while others are written."""
+    with ThreadPoolExecutor(2) as pool:
+        hashes: dict[str, Future[str]] = {}
+        save_weights(model.named_weights(), aside / WEIGHTS_FILE)
+        hashes[WEIGHTS_FILE] = pool.submit(sha256_of, aside / WEIGHTS_FILE)
+        torch.save(optimizer, aside / OPTIMIZER_FILE)
+        hashes[OPTIMIZER_FILE] = pool.submit(sha256_of, aside / OPTIMIZER_FILE)
+        tokenizer.save(aside)
+        reached("before_fsync")
+        for path in aside.iterdir():
+            _fsync(path)
+        write_json(aside / TRAINER_FILE, trainer)
+        write_json(aside / CONFIG_FILE, hf_config(model.config, tokenizer))
+        reached("after_fsync")
+        return {name: digest.result() for name, digest in hashes.items()}
 
 
 def save_weights(weights: dict[str, Tensor], path: Path) -> None:
@@ -112,17 +146,23 @@ def save_weights(weights: dict[str, Tensor], path: Path) -> None:
     save_file({name: weights[name].detach().cpu().contiguous() for name in sorted(weights)}, path)
 
 
-def _replace(aside: Path, final: Path) -> None:
-    """Rename into place. The same step of the same attempt can exist already (saved, then asked to pause)."""
-    if final.exists():
-        old = final.with_name(f".tmp-old-{final.name}")
-        shutil.rmtree(old, ignore_errors=True)
-        final.rename(old)
-        aside.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        aside.rename(final)
+SUPERSEDED = "A later attempt has taken the run over: this one writes nothing more."
+
+
+def _is_superseded(run_dir: RunDir, attempt: int) -> bool:
+    return run_dir.attempt(attempt + 1).path.exists()
+
+
+def _put_into_place(run_dir: RunDir, aside: Path, final: Path, attempt: int) -> str:
+    """Rename; what kept it from happening, as a sentence, or nothing."""
+    if _is_superseded(run_dir, attempt):  # a process that was stopped for an hour goes on as if nothing had been
+        return SUPERSEDED
+    if final.exists():  # it was found to be damaged, so it is no checkpoint that could be lost
+        put_aside(final, "corrupt")
+    aside.rename(final)
     fsync_dir(final.parent)
+    reached("after_rename")
+    return ""
 
 
 def _check_space(run_dir: RunDir, model: MiniMindForCausalLM, optimizer: dict) -> None:
@@ -148,46 +188,37 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno in FULL_DISK or "No space left" in str(error):
+def _sentence(error: Exception, place: Path) -> str:
+    is_full = isinstance(error, OSError) and error.errno in FULL_DISK or "No space left" in str(error)
+    if not is_full and not isinstance(error, OSError):  # torch only says that a write has failed
+        is_full = shutil.disk_usage(place).free < NOTHING_FREE_BYTES
+    if is_full:
         return "The disk is full: the checkpoint could not be written."
     return f"The checkpoint could not be written: {error}."
 
 
 def remove_leftovers(run_dir: RunDir) -> None:
-    """What killed attempts were writing. Only the attempt that holds the run calls this."""
-    if run_dir.checkpoints.is_dir():
-        for path in run_dir.checkpoints.glob(".tmp-*"):
-            shutil.rmtree(path, ignore_errors=True)
+    """What killed attempts were writing or deleting. Only the attempt that holds the run calls this."""
+    remove_all(leftovers(run_dir.checkpoints))
 
 
 def apply_retention(run_dir: RunDir, total_steps: int, keep: int) -> list[Path]:
-    """Delete what need not be kept; returns what was deleted.
+    """Delete what need not be kept (``minimind.retention``); returns what was deleted.
 
-    Everything stays while it fits in 2 GB. Then: the last two, the best by evaluation loss, and the first
-    checkpoint of each ``1 / keep`` of the run. A file ``NAME.pin`` beside a checkpoint protects it.
+    For a training without a runner, which deletes only what its database knows. A file ``NAME.pin`` beside a
+    checkpoint protects it.
     """
-    found: list[tuple[Path, Manifest]] = []
+    found: list[Saved] = []
     for path in in_order(run_dir.checkpoint_dirs()):
         try:
-            found.append((path, Manifest.read(path)))
+            manifest = Manifest.read(path)
         except CheckpointError:
             continue  # not a checkpoint; nothing that resume would use either
-    if sum(m.bytes for _, m in found) <= KEEP_ALL_BYTES:
-        return []
-    kept = {path for path, _ in found[:2]}
-    evaluated = [(m.eval_loss, path) for path, m in found if m.eval_loss is not None]
-    if evaluated:
-        kept.add(min(evaluated)[1])
-    if keep:
-        milestones: dict[int, Path] = {}
-        for path, manifest in found:  # newest first: the earliest of each share is written last
-            milestones[(manifest.step - 1) * keep // max(1, total_steps)] = path
-        kept |= set(milestones.values())
-    deleted = [path for path, _ in found if path not in kept and not path.with_name(f"{path.name}.pin").exists()]
+        found.append(Saved(path, manifest.step, manifest.attempt, manifest.bytes, manifest.eval_loss))
+    deleted = [s.path for s in superfluous(found, total_steps, keep, keep_all_bytes=KEEP_ALL_BYTES)
+               if not s.path.with_name(f"{s.path.name}.pin").exists()]
     for path in deleted:
-        path.joinpath(MANIFEST_FILE).unlink(missing_ok=True)  # from here on it is not a checkpoint
-        shutil.rmtree(path, ignore_errors=True)
+        remove(path)
     return deleted
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class MiniMindError(ValueError):
     """A mistake in what the user gave us. ``message`` says what and where, ``hint`` what to do."""
@@ -56,3 +58,21 @@ class ResumeError(MiniMindError):
 
 class DiskFullError(MiniMindError):
     code = "DISK_FULL"
+
+
+#: what the words of a crash say, the most telling first: class, pattern
+_WORDS = tuple((name, re.compile(pattern)) for name, pattern in (
+    ("OOM_CUDA", r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|torch\.OutOfMemoryError"),
+    ("GPU", r"CUDA error|cudaError|device-side assert|unspecified launch failure|uncorrectable ECC|\bXid\b|"
+            r"[Dd]evice lost|fallen off the bus|no CUDA-capable device|No CUDA GPUs are available|AcceleratorError|"
+            r"(CUBLAS|CUDNN|CUFFT|CUSPARSE)_STATUS_\w+"),
+    ("OOM_HOST", r"DefaultCPUAllocator|\bMemoryError\b|std::bad_alloc|Cannot allocate memory"),
+    ("DISK_FULL", r"No space left on device|Disk quota exceeded"),
+    ("NCCL", r"NCCL|\bnccl|\bgloo\b|[Cc]onnection (closed|reset) by peer|ProcessGroup|Rendezvous\w*Error|"
+             r"Dist(Store|Network|Backend)?Error|collective operation timeout|[Bb]roken pipe|Address already in use"),
+))
+
+
+def class_of_words(text: str) -> str | None:
+    """The class of the error that ``text`` (a message, the end of a log) tells of; None where it tells of none."""
+    return next((name for name, pattern in _WORDS if pattern.search(text)), None)

@@ -5,6 +5,7 @@ A directory without a manifest, or with files that differ from it in size or sha
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,10 @@ from minimind.run_dir import RunDir, parse_checkpoint_name, read_json, write_jso
 MANIFEST_FILE = "manifest.json"
 MANIFEST_VERSION = 1
 _BLOCK_BYTES = 1 << 20
+
+
+class OtherVersion(CheckpointError):
+    """Written by another version of the program: not readable here, and not damaged either."""
 
 
 def sha256_of(path: Path) -> str:
@@ -50,9 +55,11 @@ class Manifest:
     def bytes(self) -> int:
         return sum(f["bytes"] for f in self.files.values())
 
-    def seal(self, directory: Path) -> None:
-        """Hash every file of ``directory`` into the manifest and write it there."""
-        self.files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)}
+    def seal(self, directory: Path, known: dict[str, str] | None = None) -> None:
+        """Hash every file of ``directory`` into the manifest and write it there. ``known``: sha256 of files that were
+        hashed while others were written."""
+        known = known or {}
+        self.files = {p.name: {"bytes": p.stat().st_size, "sha256": known.get(p.name) or sha256_of(p)}
                       for p in sorted(directory.iterdir()) if p.is_file() and p.name != MANIFEST_FILE}
         write_json(directory / MANIFEST_FILE, asdict(self))
 
@@ -65,16 +72,16 @@ class Manifest:
             raise CheckpointError(f"{directory} is not a checkpoint: it has no readable {MANIFEST_FILE}.",
                                   hint="Name a directory like checkpoints/step-00000100-a1 of a run.")
         if raw.get("version") != MANIFEST_VERSION:
-            raise CheckpointError(f"{directory} has a manifest of version {raw.get('version')!r}; this program reads "
-                                  f"version {MANIFEST_VERSION}.", hint="Use the program that wrote it.")
+            raise OtherVersion(f"{directory} has a manifest of version {raw.get('version')!r}; this program reads "
+                               f"version {MANIFEST_VERSION}.", hint="Use the program that wrote it.")
         try:
             manifest = cls(**{name: raw[name] for name in cls.__dataclass_fields__})
         except KeyError as error:
-            raise CheckpointError(f"The manifest of {directory} lacks {error.args[0]!r}.",
+            raise CheckpointError(f"{directory} has a manifest that lacks {error.args[0]!r}.",
                                   hint="The checkpoint is damaged; use an earlier one.") from None
         if not isinstance(manifest.files, dict) or not all(
                 isinstance(f, dict) and Path(n).name == n for n, f in manifest.files.items()):
-            raise CheckpointError(f"The manifest of {directory} lists no usable files.",
+            raise CheckpointError(f"{directory} has a manifest that lists no usable files.",
                                   hint="The checkpoint is damaged; use an earlier one.")
         return manifest
 
@@ -82,17 +89,39 @@ class Manifest:
         """Compare every file with the manifest. Raises ``CheckpointError`` naming the first that differs."""
         directory = Path(directory)
         for name, expected in self.files.items():
-            path = directory / name
-            if not path.is_file():
-                raise CheckpointError(f"The checkpoint {directory.name} is damaged: {name} is missing.",
+            wrong = _difference(directory / name, expected, hashes)
+            if wrong is not None:
+                raise CheckpointError(f"The checkpoint {directory.name} is damaged: {wrong}",
                                       hint="Use an earlier checkpoint.")
-            size = path.stat().st_size
-            if size != expected.get("bytes"):
-                raise CheckpointError(f"The checkpoint {directory.name} is damaged: {name} has {size} bytes instead of "
-                                      f"{expected.get('bytes')}.", hint="Use an earlier checkpoint.")
-            if hashes and sha256_of(path) != expected.get("sha256"):
-                raise CheckpointError(f"The checkpoint {directory.name} is damaged: the content of {name} has changed "
-                                      "since it was saved.", hint="Use an earlier checkpoint.")
+
+
+def _difference(path: Path, expected: dict, hashes: bool) -> str | None:
+    if not path.is_file():
+        return f"{path.name} is missing."
+    size = path.stat().st_size
+    if size != expected.get("bytes"):
+        return f"{path.name} has {size} bytes instead of {expected.get('bytes')}."
+    try:
+        if hashes and sha256_of(path) != expected.get("sha256"):
+            return f"the content of {path.name} has changed since it was saved."
+    except OSError as error:
+        if error.errno != errno.EIO:  # a bad sector is damage; missing rights are not
+            raise
+        return f"the disk cannot read {path.name} any more."
+    return None
+
+
+def damage_of(directory: Path | str) -> str | None:
+    """What is wrong with a checkpoint's directory, as a sentence; None for a whole one, and for one that another
+    version has written. Reads every byte."""
+    try:
+        Manifest.read(directory).verify(directory)
+    except OtherVersion:
+        return None
+    except CheckpointError as error:
+        wrong = error.message.partition(" is damaged: ")[2] or error.message.replace(f"{directory}", "It", 1)
+        return wrong[0].upper() + wrong[1:] if wrong.startswith("the ") else wrong
+    return None
 
 
 def newest_valid(run_dir: RunDir | Path | str) -> tuple[Path | None, list[str]]:

@@ -14,6 +14,7 @@ from minimind.events import EventWriter, NullEventWriter
 
 PROGRESS_EVERY_S = 0.5  # between two events of one phase
 CONSOLE_EVERY_S = 2.0
+PULSE_EVERY_S = 10.0  # between two signs of life where steps are not reported
 #: keys of ``metrics`` that depend on the machine and the moment; everything else in it a resumed run repeats exactly
 TIMING_KEYS = ("tokens_per_s", "mfu", "data_wait_share", "memory_peak_bytes")
 
@@ -73,8 +74,10 @@ class Reporter:
         self._phase = ""
         self._phase_at = 0.0
         self._line_at = 0.0
+        self._event_at = 0.0
 
     def event(self, type: str, data: dict) -> None:
+        self._event_at = time.monotonic()
         self.events.write(type, data, step=self.step, tokens=self.tokens)
 
     def say(self, text: str) -> None:
@@ -107,6 +110,12 @@ class Reporter:
         self._phase, self._phase_at = phase, now
         data = {"phase": phase, "done": done, "total": total, "unit": unit}
         self.event("phase", data | ({"message": message} if message else {}))
+
+    def pulse(self, total_steps: int) -> None:
+        """A step that is not reported (``log_interval``) is a sign of life all the same: whoever watches would take a
+        long silence for a hang."""
+        if time.monotonic() - self._event_at >= PULSE_EVERY_S:
+            self.phase("train", self.step, total_steps, "steps")
 
     def metrics(self, values: dict, total_steps: int, *, last: bool = False) -> None:
         self.event("metrics", values)

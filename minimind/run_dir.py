@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -227,3 +228,16 @@ def parse_checkpoint_name(name: str) -> tuple[int, int] | None:
     """``step-00000020-a3`` -> ``(20, 3)``; anything else -> ``None``."""
     match = _CHECKPOINT_NAME.match(name)
     return (int(match[1]), int(match[2])) if match else None
+
+
+def put_aside(directory: Path, why: str) -> Path | None:
+    """Rename a directory so that nobody takes it for a checkpoint, for whoever wants to look at it: its new path,
+    ``.{why}-{name}-{number}``; None where it is gone."""
+    asides = (directory.with_name(f".{why}-{directory.name}-{number}") for number in itertools.count(1))
+    aside = next(path for path in asides if not path.exists())
+    try:
+        directory.rename(aside)
+    except FileNotFoundError:
+        return None
+    fsync_dir(directory.parent)
+    return aside

@@ -21,7 +21,7 @@ from minimind.control import ControlReader
 from minimind.data.mixture import Source, fingerprint
 from minimind.device import choose_device, choose_dtype, make_repeatable, missing_for_compile
 from minimind.distributed import World, threads_per_rank
-from minimind.errors import ConfigError, DiskFullError, MiniMindError
+from minimind.errors import ConfigError, DiskFullError, MiniMindError, class_of_words
 from minimind.evaluation import HeldOut
 from minimind.events import EventWriter
 from minimind.job import CRASH, USER_ERROR, Job, job_of, open_job
@@ -216,7 +216,8 @@ class Session:
         held_out = HeldOut(data.held_out, tokenizer, resolved["batch_size"], config.seed) if data.held_out else None
         trainer = Trainer(config, resolved, run_dir=job.run_dir, attempt=job.attempt.number, world=self.world,
                           reporter=self.reporter, stopper=stopper, tokenizer=tokenizer, train_rows=data.train,
-                          held_out=held_out, samples=Samples(stage, tokenizer, prepared.languages), lineage=lineage)
+                          held_out=held_out, samples=Samples(stage, tokenizer, prepared.languages), lineage=lineage,
+                          tidies=not job.external)
         if prepared.base and job.resume_from is None:
             load_weights(trainer.model, Path(prepared.base))
         if resolved["use_compile"] is None:
@@ -343,17 +344,17 @@ class Session:
 def _classify(error: Exception) -> dict:
     """Class, message and hint of an exception that is nobody's mistake."""
     text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-    if isinstance(error, torch.OutOfMemoryError):
+    said = class_of_words(f"{type(error).__name__}: {error}") if isinstance(error, (RuntimeError, OSError)) else None
+    if isinstance(error, torch.OutOfMemoryError) or said == "OOM_CUDA":
         return {"class": "OOM_CUDA", "message": "The GPU ran out of memory.",
                 "hint": "Use a smaller batch_size with more accumulation_steps, or a smaller max_seq_len."}
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+    if isinstance(error, MemoryError) or said == "OOM_HOST":
         return {"class": "OOM_HOST", "message": "The machine ran out of memory.",
                 "hint": "Use a smaller batch_size with more accumulation_steps, or a smaller model."}
-    words = ("gloo", "nccl", "connection closed by peer", "connection reset", "broken pipe", "timed out")
-    if isinstance(error, (dist.DistError, ConnectionError, RuntimeError)) and any(w in str(error).lower()
-                                                                                  for w in words):
+    if isinstance(error, torch.AcceleratorError) or said == "GPU":
+        return {"class": "GPU", "message": f"The GPU reported an error ({text}).", "hint": "Try another GPU."}
+    lost = isinstance(error, RuntimeError) and "timed out" in str(error).lower()
+    if isinstance(error, (dist.DistError, ConnectionError)) or said == "NCCL" or lost:
         return {"class": "NCCL", "message": f"The ranks lost each other ({text}).",
                 "hint": "A rank ended or hung; its log says why. The run can be resumed."}
-    if isinstance(error, torch.AcceleratorError):
-        return {"class": "GPU", "message": f"The GPU reported an error ({text}).", "hint": "Try another GPU."}
     return {"class": "UNKNOWN", "message": f"Training crashed ({text}).", "hint": "The log of the attempt says more."}

@@ -45,6 +45,7 @@ from minimind.presets import ModelConfig
 from minimind.rehearsal import Rehearsal
 from minimind.run_dir import RunDir
 from minimind.samples import Samples
+from minimind.save_points import reached
 from minimind.speed import Meter, matmul_peak
 from minimind.step import Numbers, Outcome, Stepper
 from minimind.stopping import Stopper, agreed, refuse_superseded
@@ -88,7 +89,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, resolved: dict, *, run_dir: RunDir, attempt: int, world: World,
                  reporter: Reporter, stopper: Stopper, tokenizer: Tokenizer, train_rows: Rows,
-                 held_out: HeldOut | None, samples: Samples, lineage: dict):
+                 held_out: HeldOut | None, samples: Samples, lineage: dict, tidies: bool = True):
         self.config = config
         self.resolved = resolved
         self.run_dir = run_dir
@@ -101,6 +102,7 @@ class Trainer:
         self.held_out = held_out
         self.samples = samples
         self.lineage = lineage
+        self.tidies = tidies  # else whoever started us deletes the checkpoints that need not be kept
         self.sampler = Sampler(len(train_rows), resolved["rows_per_step"], config.seed, train_rows.mixture)
 
         self.model = MiniMindForCausalLM(ModelConfig.from_dict(resolved["model"]), config.dropout).to(world.device)
@@ -231,6 +233,8 @@ class Trainer:
             last = step.window.step == total
             if last or step.window.step == 1 or step.window.step % self.config.log_interval == 0:
                 self.reporter.metrics(self._metrics(step, outcome), total, last=last)
+            else:
+                self.reporter.pulse(total)
         self._tell_position()
 
     def _metrics(self, step: Step, outcome: Outcome) -> dict:
@@ -349,9 +353,12 @@ class Trainer:
         self.saved = save_checkpoint(self.run_dir, self.world, manifest, self.model, self.optimizer.state_dict(),
                                      state, self.tokenizer)
         if self.world.is_main:
+            reached("before_word")
             self.reporter.event("checkpoint", {
                 "path": f"checkpoints/{self.saved.name}", "bytes": manifest.bytes, "eval_loss": manifest.eval_loss,
-                "loss": manifest.loss, "best": self.patience.best_step == self.step})
+                "loss": manifest.loss, "best": self.patience.best_step == self.step,
+                "save_s": round(time.perf_counter() - start, 3)})
+        if self.world.is_main and self.tidies:
             for path in apply_retention(self.run_dir, resolved["total_steps"], self.config.keep):
                 self.reporter.log(f"Deleted {path.name} to keep within the space for checkpoints.")
         self._saved_at = time.monotonic()

@@ -25,6 +25,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from app.core import damage
 from app.core import inference as protocol
 from app.core.inference import GenerationRequest, Keys, Reply
 from app.core.logging import get_logger, setup
@@ -106,6 +107,7 @@ def _load_engine(path: Path, device: str) -> Engine:
     try:
         return Engine.from_checkpoint(path, device)
     except MiniMindError as error:
+        damage.look_at_path(path)  # damaged ones are offered to nobody any more
         # a path is no business of whoever chats
         text = error.message.replace(f"{path}/", "").replace(str(path), path.name)
         raise CheckpointError(text, hint=error.hint) from error

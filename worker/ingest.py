@@ -10,20 +10,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import update
 
 from app.core import sparkline
 from app.core.db import Session, now, reading, transaction
 from app.core.logging import get_logger
-from app.core.models import Attempt, Checkpoint, MetricChunk, Run, new_id
-from app.core.states import Fenced, append_event, append_events
-from minimind.errors import CheckpointError
+from app.core.models import Attempt, MetricChunk, Run
+from app.core.states import Fenced, append_events
 from minimind.events import read_events
-from minimind.manifest import Manifest
-from minimind.run_dir import RunDir, parse_checkpoint_name, read_json
+from minimind.run_dir import RunDir, read_json
+from minimind.save_points import reached
+from worker.checkpoints import adopt_checkpoints, keep_row, mark_deleted, row_values, tidy
 
 log = get_logger(__name__)
 
@@ -70,7 +68,11 @@ class Ingest:
         events = [event for event, _ in batch if event.get("attempt") == self.attempt]
         checkpoints = [row for row in map(self._checkpoint_row, events) if row is not None]
         with transaction() as session:
-            return self._store(session, offset, batch[-1][1], events, checkpoints)
+            seen = self._store(session, offset, batch[-1][1], events, checkpoints)
+        if seen.checkpoints:
+            reached("after_row")
+            tidy(self.run_id, self.run_dir)  # what need not be kept goes only when the new one is in the database
+        return seen
 
     def _store(self, session: Session, offset: int, new_offset: int, events: list[dict],
                checkpoints: list[dict]) -> Seen:
@@ -92,7 +94,7 @@ class Ingest:
         append_events(session, f"run:{self.run_id}", rows, attempt=self.attempt)
         self._store_metrics(session, events)
         for values in checkpoints:
-            if add_checkpoint(session, self.run_id, run.stage, values):
+            if keep_row(session, run, values):
                 seen.checkpoints.append(values["path"])
         if checkpoints:
             mark_deleted(session, self.run_id)
@@ -178,7 +180,11 @@ class Ingest:
     def _checkpoint_row(self, event: dict) -> dict | None:
         if event["type"] != "checkpoint":
             return None
-        return checkpoint_values(self.run_dir, self.run_dir.path / str(event["data"].get("path", "")))
+        values = row_values(self.run_dir, self.run_dir.path / str(event["data"].get("path", "")))
+        if values is None or values["attempt"] != self.attempt:
+            return None
+        save_s = event["data"].get("save_s")
+        return {**values, "save_s": float(save_s) if isinstance(save_s, (int, float)) else None}
 
 
 def _row(event: dict) -> dict:
@@ -186,59 +192,4 @@ def _row(event: dict) -> dict:
             "tokens": event.get("tokens") or 0, "data": event.get("data") or {}}
 
 
-def checkpoint_values(run_dir: RunDir, path: Path) -> dict | None:
-    """The row of a verified checkpoint directory of ``run_dir``; None for one that is not (or no more) whole."""
-    name = parse_checkpoint_name(path.name)
-    if name is None or path.parent != run_dir.checkpoints:
-        return None
-    if not path.exists():  # retention was faster than we
-        return None
-    try:
-        manifest = Manifest.read(path)
-        manifest.verify(path)
-    except CheckpointError as error:
-        log.warning("checkpoint_not_valid", path=str(path), error=str(error))
-        return None
-    return {"step": name[0], "attempt": name[1], "path": str(path), "tokens": manifest.tokens, "loss": manifest.loss,
-            "eval_loss": manifest.eval_loss, "tokenizer_fingerprint": manifest.tokenizer_fingerprint,
-            "bytes": sum(f["bytes"] for f in manifest.files.values())}
-
-
-def add_checkpoint(session: Session, run_id: str, stage: str, values: dict[str, Any]) -> bool:
-    """Insert the row unless it is there."""
-    there = session.scalar(select(Checkpoint.id).where(
-        Checkpoint.run_id == run_id, Checkpoint.step == values["step"], Checkpoint.attempt == values["attempt"]))
-    if there is None:
-        session.add(Checkpoint(id=new_id(), run_id=run_id, stage=stage, state="ready", created_at=now(session),
-                               **values))
-        session.flush()
-    return there is None
-
-
-def mark_deleted(session: Session, run_id: str) -> None:
-    """Rows whose directory the trainer's retention has removed are marked ``deleted``."""
-    for row in session.scalars(select(Checkpoint).where(Checkpoint.run_id == run_id, Checkpoint.state == "ready")):
-        if not Path(row.path, "manifest.json").exists():
-            row.state = "deleted"
-    session.flush()
-
-
-def adopt_checkpoints(run_id: str, run_dir: RunDir) -> int:
-    """Give a row to every whole checkpoint on disk that has none: its writer was killed between the rename of
-    the directory and the word of it. Returns how many."""
-    with reading() as session:
-        known = set(session.scalars(select(Checkpoint.path).where(Checkpoint.run_id == run_id)))
-    found = [checkpoint_values(run_dir, path) for path in run_dir.checkpoint_dirs() if str(path) not in known]
-    with transaction() as session:
-        run = session.get(Run, run_id, with_for_update=True, populate_existing=True)
-        added = 0
-        for values in (v for v in reversed(found) if v is not None and v["attempt"] <= run.attempt):
-            if add_checkpoint(session, run_id, run.stage, values):
-                added += 1
-                append_event(session, f"run:{run_id}", "checkpoint", attempt=values["attempt"], step=values["step"],
-                             tokens=values["tokens"],
-                             data={"path": str(Path(values["path"]).relative_to(run_dir.path)),
-                                   "bytes": values["bytes"], "eval_loss": values["eval_loss"],
-                                   "loss": values["loss"], "adopted": True})
-        mark_deleted(session, run_id)
-    return added
+__all__ = ["Ingest", "Seen", "adopt_checkpoints"]

@@ -31,7 +31,7 @@ def checkpoints_page(request: Request, user: User, stage: Annotated[str, Query(m
                                                    run_id=run_id or None, stage=stage or None)
         checkpoints = [CheckpointOut.of(row) for row in rows]
         run = find(session, Run, run_id)
-        stages = list(session.scalars(select(Checkpoint.stage).where(Checkpoint.state == "ready").distinct()
+        stages = list(session.scalars(select(Checkpoint.stage).where(Checkpoint.state.in_(queries.SHOWN)).distinct()
                                       .order_by(Checkpoint.stage)))
     template = "pages/checkpoints_rows.html" if part == "rows" else "pages/checkpoints.html"
     return page(request, template, checkpoints=checkpoints, next_cursor=following, stage=stage, stages=stages,

@@ -11,7 +11,8 @@ from minimind.events import finite
 
 class CheckpointOut(BaseModel):
     """A saved state of a run; ``path`` is its directory on the machine that trains. People know it by the run's name
-    and the step."""
+    and the step. ``state`` is ``ready``, or ``corrupt`` with its ``problem`` as a sentence: such a one cannot be used.
+    ``save_s``: how long training waited for it, null where that is not known."""
 
     id: str
     run_id: str
@@ -25,11 +26,15 @@ class CheckpointOut(BaseModel):
     eval_loss: float | None
     path: str
     tokenizer_fingerprint: str | None
+    state: str
+    problem: str | None
+    save_s: float | None
     created_at: str
 
     @classmethod
     def of(cls, row: Checkpoint) -> CheckpointOut:
         plain = {name: getattr(row, name) for name in (
-            "id", "run_id", "stage", "attempt", "step", "tokens", "bytes", "path", "tokenizer_fingerprint")}
+            "id", "run_id", "stage", "attempt", "step", "tokens", "bytes", "path", "tokenizer_fingerprint", "state",
+            "problem", "save_s")}
         return cls(**plain, run_name=row.run.name, loss=finite(row.loss), eval_loss=finite(row.eval_loss),
                    created_at=rfc3339(row.created_at))

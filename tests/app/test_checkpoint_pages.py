@@ -44,6 +44,26 @@ def test_a_row_says_what_it_is_and_what_can_be_done(api: Api, tmp_path: Path) ->
     assert f"/chat?checkpoint={older}" in viewer and "/runs/new" not in viewer
 
 
+def test_a_damaged_one_says_so_and_offers_nothing(api: Api, tmp_path: Path) -> None:
+    run = new_run(api, name="Harbour")["id"]
+    whole, damaged = add(api, tmp_path / "a", run, step=1), add(api, tmp_path / "b", run, "corrupt", step=2)
+    with transaction() as session:
+        row = session.get_one(Checkpoint, damaged)
+        row.problem, row.save_s = "model.safetensors is missing.", 1.25
+        session.get_one(Checkpoint, whole).save_s = 0.75
+    browser = api.browser()
+    page = assert_clean(browser.get("/checkpoints").text)
+    links = [a.get("href", "") for t, a in page.tags if t == "a"]
+    assert "model.safetensors is missing." in "".join(page.text)
+    assert any(whole in link for link in links) and not any(damaged in link for link in links)
+    assert damaged not in browser.get("/chat").text
+    of_run = assert_clean(browser.get(f"/runs/{run}").text)
+    text = " ".join("".join(of_run.text).split())
+    assert "model.safetensors is missing." in text and "(2 saves, 22 B)" in text and "Saving costs" in text
+    links = [a.get("href", "") for t, a in of_run.tags if t == "a"]
+    assert any(whole in link for link in links) and not any(damaged in link for link in links)
+
+
 def test_filters_are_of_the_server(api: Api, tmp_path: Path) -> None:
     run, other = new_run(api, name="Harbour")["id"], new_run(api)["id"]
     first, second = add(api, tmp_path / "a", run), add(api, tmp_path / "b", other)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from sqlalchemy import event, func, select
 
 from app.checkpoints.download import TarStream
-from app.checkpoints.queries import list_checkpoints
+from app.checkpoints.queries import SavingCost, list_checkpoints, saving_cost
 from app.checkpoints.schemas import CheckpointOut
 from app.core.db import now, reading, transaction
 from app.core.errors import NotFound
@@ -105,12 +107,71 @@ def test_a_download_is_the_directory(api: Api, tmp_path: Path, size: int) -> Non
 def test_files_that_are_gone_are_no_download(api: Api, tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path / "c", model_safetensors=b"x")
     id = add(api, path)
-    (path / "model.safetensors").unlink()
+    shutil.rmtree(path)
     assert api.get(f"/checkpoints/{id}/download").status_code == 404
-    (path / "manifest.json").write_text('{"version": 1, "files": {"../../etc/passwd": {}}}')
-    assert api.get(f"/checkpoints/{id}/download").status_code == 404
+    assert api.get(f"/checkpoints/{id}").json()["state"] == "ready", "a disk that is away is no damage"
     with pytest.raises(NotFound):
         TarStream(tmp_path / "nowhere", "x")
+
+
+def test_a_damaged_one_is_shown_and_used_for_nothing(api: Api, tmp_path: Path) -> None:
+    path, run = make_checkpoint(tmp_path / "c", model_safetensors=b"weights"), new_run(api)["id"]
+    id = add(api, path, run)
+    assert api.get(f"/checkpoints/{id}/download").status_code == 200
+    (path / "model.safetensors").write_bytes(b"weighty")
+    refused = api.get(f"/checkpoints/{id}/download")
+    assert refused.status_code == 409
+    assert "The content of model.safetensors has changed since it was saved." in refused.json()["error"]["message"]
+    listed = api.get(f"/runs/{run}/checkpoints").json()["items"]
+    assert [(c["id"], c["state"]) for c in listed] == [(id, "corrupt")]
+    assert listed[0]["problem"] == "The content of model.safetensors has changed since it was saved."
+    assert not path.exists() and listed[0]["path"] == str(tmp_path / ".corrupt-c-1"), "kept, under another name"
+    assert (tmp_path / ".corrupt-c-1" / "model.safetensors").read_bytes() == b"weighty"
+    warning = api.get(f"/runs/{run}/events", type="warning").json()["items"][-1]
+    assert warning["data"]["code"] == "CHECKPOINT_CORRUPT" and warning["step"] == 3
+    assert api.get(f"/checkpoints/{id}").json()["state"] == "corrupt"
+    assert api.get(f"/checkpoints/{id}/download").status_code == 409
+    assert id not in [m["id"] for m in api.http.get("/v1/models").json()["data"]]
+
+
+@pytest.mark.parametrize("address", ["/runs", "/preflight"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest"])
+def test_no_run_begins_from_a_damaged_one(api: Api, tmp_path: Path, damage: str, address: str) -> None:
+    path = make_checkpoint(tmp_path / "c", model_safetensors=b"weights")
+    id = add(api, path)
+    if damage == "flip":
+        (path / "model.safetensors").write_bytes(b"weighty")
+    elif damage == "cut":
+        (path / "model.safetensors").write_bytes(b"weight")
+    elif damage == "remove":
+        (path / "model.safetensors").unlink()
+    else:
+        (path / "manifest.json").write_text('{"version": 1, "files": {"../../etc/passwd": {}}}')
+    refused = api.post(address, {"stage": "sft", "config": {"max_steps": 1}, "base_checkpoint_id": id})
+    assert refused.status_code == 422
+    problem = refused.json()["error"]["problems"][0]
+    assert problem["field"] == "base_checkpoint_id" and problem["message"].startswith("This checkpoint is damaged: ")
+    assert api.get(f"/checkpoints/{id}").json()["state"] == "corrupt"
+
+
+def test_another_versions_checkpoint_is_not_damaged(api: Api, tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path / "c", model_safetensors=b"weights")
+    id = add(api, path)
+    (path / "manifest.json").write_text((path / "manifest.json").read_text().replace('"version":1', '"version":2'))
+    assert json.loads((path / "manifest.json").read_text())["version"] == 2
+    assert api.get(f"/checkpoints/{id}/download").status_code == 404
+    assert api.get(f"/checkpoints/{id}").json()["state"] == "ready" and path.exists()
+
+
+def test_what_saving_costs(api: Api, tmp_path: Path) -> None:
+    run = new_run(api)["id"]
+    for step, save_s, state in ((1, 1.5, "deleted"), (2, 0.5, "ready"), (3, None, "ready")):
+        with transaction() as session:
+            session.get_one(Checkpoint, add(api, tmp_path / str(step), run, state, step)).save_s = save_s
+    with reading() as session:
+        assert saving_cost(session, run, 40.0) == SavingCost(saves=2, bytes=22, seconds=2.0, share=0.05)
+        assert saving_cost(session, new_run(api)["id"], 40.0) is None
+    assert [c["save_s"] for c in api.get(f"/runs/{run}/checkpoints").json()["items"]] == [0.5, None]
 
 
 def test_a_download_needs_memory_for_one_block(tmp_path: Path) -> None:

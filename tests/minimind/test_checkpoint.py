@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
+import resource
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from minimind.checkpoint import (
     save_checkpoint,
     save_weights,
 )
+from minimind.control import write_control
 from minimind.distributed import World
 from minimind.errors import CheckpointError
 from minimind.manifest import Manifest, newest_valid
@@ -32,6 +36,7 @@ from minimind.optim import Optimizer
 from minimind.presets import ModelConfig
 from minimind.run_dir import RunDir
 from minimind.tokenizer import Tokenizer
+from tests.minimind import training
 
 CONFIG = ModelConfig(vocab_size=400, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                      num_key_value_heads=1, head_dim=8, intermediate_size=32)
@@ -141,9 +146,37 @@ def test_newest_valid_follows_the_order_of_training(tmp_path: Path, save) -> Non
     assert newest_valid(tmp_path / "nowhere") == (None, [])
 
 
-def test_saving_the_same_step_again_replaces_it(save) -> None:
-    first = Manifest.read(save(5)).created_at
-    assert Manifest.read(save(5)).created_at == first
+def test_a_checkpoint_that_is_there_is_not_written_again(tmp_path: Path, save, parts,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """So there is no moment without it."""
+    path = save(5)
+    before = path.stat().st_ino
+    again = manifest(5)
+    with monkeypatch.context() as patch:
+        patch.setattr(saving, "_begin", None)
+        assert save_checkpoint(RunDir(tmp_path), World(), again, parts[0], {}, {}, parts[2]) == path
+    assert path.stat().st_ino == before and again.bytes == Manifest.read(path).bytes > 0
+
+
+def test_a_damaged_one_gives_way(tmp_path: Path, save) -> None:
+    path = save(5)
+    (path / "trainer.json").write_text("{}")
+    assert save(5) == path
+    assert newest_valid(tmp_path) == (path, [])
+    assert {p.name for p in path.parent.iterdir()} == {path.name, f".corrupt-{path.name}-1"}
+
+
+def test_who_was_superseded_writes_nothing(tmp_path: Path, save, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = save(1)
+    run_dir = RunDir(tmp_path)
+    with monkeypatch.context() as patch:  # it was stopped in the middle of its save
+        patch.setattr(Manifest, "seal", lambda self, *_: run_dir.make_attempt(2))
+        with pytest.raises(SaveFailed, match="A later attempt has taken the run over"):
+            save(2)
+    with pytest.raises(SaveFailed, match="A later attempt"):
+        save(3)
+    assert [p.name for p in old.parent.iterdir()] == [old.name]
+    assert save(2, attempt=2).exists()
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path, save, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,6 +196,82 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, save, monkeypatch: py
             save(2)
     assert [p.name for p in old.parent.iterdir()] == [old.name]
     Manifest.read(old).verify(old)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 6 MB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = os.geteuid() == 0 and shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(place)], capture_output=True).returncode == 0
+    if not mounted:
+        pytest.skip("nobody but root may mount a file system")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def middling() -> tuple[MiniMindForCausalLM, Optimizer]:
+    """A checkpoint of them takes 1.7 MB."""
+    model = MiniMindForCausalLM(replace(CONFIG, vocab_size=2000, hidden_size=64))
+    optimizer = Optimizer(model, "adamw", weight_decay=0.1, beta2=0.95)
+    ids = torch.randint(0, 400, (1, 8))
+    model(ids, targets=ids).nll.backward()
+    optimizer.step(1e-3)
+    return model, optimizer
+
+
+def fill(place: Path, left: int) -> None:
+    (place / "others").write_bytes(bytes(max(0, shutil.disk_usage(place).free - left)))
+
+
+@pytest.mark.parametrize("is_foreseen", [True, False])
+def test_a_disk_that_is_really_full(small_disk: Path, parts, monkeypatch: pytest.MonkeyPatch,
+                                    is_foreseen: bool) -> None:
+    """Seen before the first byte is written, or in the middle because somebody else has filled it meanwhile."""
+    model, optimizer = middling()
+    run_dir = RunDir(small_disk)
+    (run_dir.checkpoints / "step-00000001-a1").mkdir(parents=True)
+    fill(small_disk, 800_000)
+    if not is_foreseen:
+        monkeypatch.setattr(saving, "_check_space", lambda *_: None)
+    with pytest.raises(SaveFailed, match="almost full" if is_foreseen else "The disk is full"):
+        save_checkpoint(run_dir, World(), manifest(2), model, optimizer.state_dict(), {"step": 2}, parts[2])
+    assert [p.name for p in run_dir.checkpoints.iterdir()] == ["step-00000001-a1"]
+    assert shutil.disk_usage(small_disk).free > 700_000, "what was written of it is gone again"
+
+
+def test_a_file_that_may_not_grow(tmp_path: Path, parts) -> None:
+    """As a quota says it."""
+    model, optimizer = middling()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(SaveFailed):
+            save_checkpoint(RunDir(tmp_path), World(), manifest(2), model, optimizer.state_dict(), {}, parts[2])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(RunDir(tmp_path).checkpoints.iterdir()) == []
+
+
+def test_a_run_outlives_a_full_disk_until_its_end(small_disk: Path, tmp_path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saves between are left out, a pause is refused, and the end says what is missing; what was saved stays."""
+    training.write_texts(tmp_path / "data.jsonl")
+    run_dir = RunDir(small_disk / "run")
+    training.at_step(monkeypatch, 6, lambda: fill(small_disk, 500_000))
+    training.at_step(monkeypatch, 8, lambda: write_control(run_dir.attempt(1).control, "pause"))
+    assert training.start(tmp_path, "--max_steps", 12, "--save_interval", 5, out="small/run") == 2
+    warned = [e["data"]["code"] for e in training.events(run_dir.path, 1, "warning")]
+    assert warned == ["save_failed", "save_skipped"]
+    found = training.result(run_dir.path)
+    assert (found["status"], found["step"], found["error"]["class"]) == ("failed", 12, "DISK_FULL")
+    assert newest_valid(run_dir) == (run_dir.checkpoint(5, 1), []) and len(list(run_dir.checkpoints.iterdir())) == 1
+
+    monkeypatch.undo()
+    (small_disk / "others").unlink()
+    assert training.start(tmp_path, "--max_steps", 12, "--save_interval", 5, "--resume", "auto", out="small/run") == 0
+    assert newest_valid(run_dir) == (run_dir.checkpoint(12, 2), [])
 
 
 class Killed(BaseException):
@@ -209,6 +318,8 @@ def test_a_kill_at_any_moment_of_a_save_hurts_nothing(tmp_path: Path, save, monk
 def test_leftovers_of_killed_attempts_go(tmp_path: Path, save) -> None:
     path = save(1)
     (path.parent / ".tmp-step-00000002-a1").mkdir()
+    shutil.copytree(path, path.with_name("step-00000003-a1"))
+    (path.parent / "step-00000003-a1" / "manifest.json").unlink()  # killed while it was deleted
     remove_leftovers(RunDir(tmp_path))
     assert list(path.parent.iterdir()) == [path]
 

@@ -127,7 +127,7 @@ def test_what_was_accepted_once_stays_accepted(tmp_path: Path, capfd: pytest.Cap
 def test_two_cannot_train_one_run(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     write_texts(tmp_path / "data.jsonl")
     arguments = options(tmp_path, "--max_steps", 100_000)
-    running = Ranks(1, "pretrain", "--out", tmp_path / "run", *arguments)
+    running = Ranks(1, "pretrain", "--out", tmp_path / "run", *arguments, "--no_use_compile")
     running.wait_until(lambda: last_step(tmp_path / "run", 1) >= 6)
     assert run("pretrain", "--out", tmp_path / "run", "--resume", "auto") == 2
     assert f"is being trained by process {running.processes[0].pid} now" in capfd.readouterr().err

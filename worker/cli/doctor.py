@@ -1,6 +1,10 @@
-"""Check this machine and say what to do: python, torch, GPU, disk, database, broker, assets.
+"""Check this machine and the data directory, and say what to do.
 
-The exit status is 0 where everything that the studio needs is there.
+The machine: python, torch, GPU, disk, database, broker, assets. The data directory: what crashes can leave there, from
+stale sockets to damaged checkpoints. --repair mends what it can and says what was done; it touches nothing that is in
+use and deletes nothing that could be missed.
+
+The exit status is 0 where everything that the studio needs is there and nothing needs attention.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from minimind.errors import MiniMindError
 from worker import assets
@@ -23,14 +28,14 @@ from worker import assets
 ROOT = Path(__file__).resolve().parent.parent.parent
 #: a small run with its checkpoints
 NEEDED_DISK_BYTES = 2 << 30
-MARKS = {"ok": "ok  ", "note": "note", "bad": "BAD "}
+MARKS = {"ok": "ok  ", "note": "note", "bad": "BAD ", "done": "done"}
 
 #: (level, what was found, what to do)
 Finding = tuple[str, str, str]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    return
+    parser.add_argument("--repair", action="store_true", help="mend what is found in the data directory")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,11 +47,50 @@ def run(args: argparse.Namespace) -> int:
             findings = [("bad", error.message, error.hint or "")]
         except Exception as error:  # a doctor that dies of what it looks for helps nobody: it is reported
             findings = [("bad", f"{type(error).__name__}: {error}", "")]
-        for level, found, advice in findings:
-            bad += level == "bad"
-            print(f"{MARKS[level]} {name:<9} {found}" + (f"\n                 {advice}" if advice else ""), flush=True)
+        for finding in findings:
+            bad += _say(name, *finding)
+    for name, finding in look_into_data_dir(repair=args.repair):
+        bad += _say(name, *finding)
     print("Everything that the studio needs is here." if not bad else f"{bad} of these need attention.")
     return 1 if bad else 0
+
+
+def _say(name: str, level: str, found: str, advice: str) -> bool:
+    """Print one finding; True where it needs attention."""
+    print(f"{MARKS[level]} {name:<9} {found}" + (f"\n                 {advice}" if advice else ""), flush=True)
+    return level == "bad"
+
+
+def look_into_data_dir(*, repair: bool) -> Iterator[tuple[str, Finding]]:
+    """What ``worker.repair`` finds, mended if wished."""
+    from worker import repair as repairs
+
+    found = mendable = 0
+    try:
+        for name, finding in repairs.look():
+            found += 1
+            mendable += finding.repair is not None and not finding.in_use
+            yield name, _mended(finding) if repair else (finding.level, finding.what, finding.in_use or finding.advice)
+    except Exception as error:  # as above: it is reported
+        found += 1
+        yield "files", ("bad", f"{type(error).__name__}: {error}", "")
+    if not found:
+        yield "files", ("ok", "nothing in the data directory is left from a crash", "")
+    elif mendable and not repair:
+        yield "files", ("note", f"{mendable} of these can be mended here", "Run ./studio doctor --repair.")
+
+
+def _mended(finding: Any) -> Finding:
+    if finding.repair is None:
+        return finding.level, finding.what, finding.advice
+    if finding.in_use:
+        return finding.level, finding.what, f"Left alone: {finding.in_use}"
+    try:
+        return "done", finding.what, finding.repair()
+    except MiniMindError as error:
+        return "bad", finding.what, str(error)
+    except Exception as error:  # one that cannot be mended must not keep the others from it
+        return "bad", finding.what, f"It could not be mended: {type(error).__name__}: {error}"
 
 
 def check_python() -> Iterator[Finding]:
