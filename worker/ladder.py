@@ -16,10 +16,8 @@ kills: after ten minutes without a save it is given up, and the run goes on.
 from __future__ import annotations
 
 import signal
-import subprocess
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from app.core.timing import get_timing
 from worker import processes
@@ -71,30 +69,3 @@ def shutdown() -> Ladder:
 
 def pause() -> Ladder:
     return Ladder("pause", None, None, None, limit_s=get_timing().pause_limit_s)
-
-
-def cause_of_death(child: subprocess.Popen | None, logs: Path) -> str:
-    """A clause about how the child ended, with the last word of the logs; empty without a child."""
-    if child is None or child.returncode is None:
-        return ""
-    if child.returncode < 0:
-        how = f"it was killed by {signal.Signals(-child.returncode).name}"
-        if child.returncode == -signal.SIGKILL:
-            how += " (perhaps the machine ran out of memory)"
-    else:
-        how = f"it ended with exit status {child.returncode}"
-    last = last_words(logs)
-    return f"{how}. Its last words: {last}" if last else how
-
-
-def last_words(logs: Path, limit: int = 300) -> str:
-    """The last line that says something in the newest of the attempt's rank and launcher logs."""
-    found = [p for p in logs.glob("*.log") if p.name != "runner.log" and p.stat().st_size]
-    for path in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True):
-        with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - 8000))
-            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-        errors = [line for line in lines if "Error" in line]
-        if lines:
-            return (errors or lines)[-1][:limit]
-    return ""

@@ -6,6 +6,7 @@ is started without it.
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import subprocess
@@ -15,6 +16,10 @@ from typing import Any
 
 from app.core.queue import Claim
 from app.core.settings import Settings, get_settings
+from minimind.run_dir import write_json
+from worker import gpus
+from worker.causes import RANKS_FILE
+from worker.device_lock import inherited_fds
 from worker.processes import ATTEMPT_VARIABLE, marker, remember
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +31,8 @@ NOT_A_RUNNERS = ("MINIMIND_DIE_WITH_PARENT", "STUDIO_LOGIN_TOKEN", "STUDIO_LISTE
                  "STUDIO_WORKER_PID")
 #: after SIGTERM, or the death of one rank, torchrun waits this long for the others before it kills them
 TORCHRUN_SHUTDOWN_S = 4
+#: tells the process around torchrun where to write how its ranks ended
+RANKS_VARIABLE = "STUDIO_RANKS_FILE"
 
 
 def start_runner(claim: Claim) -> int:
@@ -62,9 +69,10 @@ def rank_environment(settings: Settings, run_id: str, attempt: int, devices: tup
     only their GPUs."""
     env = {k: v for k, v in os.environ.items() if k not in SECRETS}
     env |= {ATTEMPT_VARIABLE: marker(run_id, attempt), "MINIMIND_DIE_WITH_PARENT": str(os.getpid()),
+            RANKS_VARIABLE: str(settings.runs_dir / run_id / "attempts" / str(attempt) / "logs" / RANKS_FILE),
             "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     if devices and devices[0].startswith("cuda:"):
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(d.removeprefix("cuda:") for d in devices)
+        env["CUDA_VISIBLE_DEVICES"] = gpus.visible_to_ranks(devices)
         env.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order in which NVML numbers them too
     else:
         env["CUDA_VISIBLE_DEVICES"] = ""
@@ -79,10 +87,36 @@ def main(arguments: list[str]) -> None:
 
     die_as_told(always=True)
     os.environ[VARIABLE] = str(os.getpid())  # the ranks' parent is torchrun
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
     keep_stores_on_loopback()
-    torchrun(arguments)
+    hand_locks_on()
+    try:
+        torchrun(arguments)
+    except ChildFailedError as error:
+        write_down(error.failures)
+        raise
+
+
+def write_down(failures: dict[int, Any]) -> None:
+    """How the ranks ended, in the order in which torchrun noticed: its own exit status is 1 whatever happened."""
+    place = os.environ.get(RANKS_VARIABLE)
+    if not place:
+        return
+    ranks = [{"rank": rank, "status": failure.exitcode, "t": failure.timestamp} for rank, failure in failures.items()]
+    try:
+        write_json(Path(place), ranks)
+    except OSError as error:  # the runner then knows only that torchrun has failed, and finds why by itself
+        print(f"How the ranks ended could not be written to {place}: {error.strerror}.", file=sys.stderr)
+
+
+def hand_locks_on() -> None:
+    """Ranks that outlive everybody (in a call of the driver that does not return) keep the locks of their GPUs."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+    if fds := inherited_fds():
+        subprocess_handler.Popen = functools.partial(subprocess.Popen, pass_fds=fds)
 
 
 def keep_stores_on_loopback() -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from app.core import inputs
 from app.core.db import Session
 from app.core.devices import world_size
-from app.core.models import TERMINAL_STATES, Checkpoint, Dataset, DeviceLease, Run, TokenizerRow
+from app.core.models import Checkpoint, Dataset, DeviceLease, Run, TokenizerRow
 from app.core.settings import Settings
 from minimind.config import parse_config, stage_class
 from minimind.errors import DiskFullError, MiniMindError
@@ -47,7 +47,6 @@ def prepare(session: Session, run: Run, run_dir: RunDir, settings: Settings) -> 
     run_dir.path.mkdir(parents=True, exist_ok=True)
     write_json(run_dir.config, {"stage": run.stage, **config.model_dump(mode="json")})
     run_dir.make_attempt(run.attempt)
-    pin_used_checkpoints(session, run.id, run_dir)
     return Launch(
         rank_command(run.stage, run_dir.path, run.attempt, world_size=ranks, allow_changes=run.allow_changes,
                      cache_dir=settings.cache_dir),
@@ -70,22 +69,3 @@ def disk_error(error: OSError, place: Path) -> MiniMindError:
                              hint="Free some space and try again; nothing half-made was left behind.")
     return MiniMindError(f"A file under {place} could not be read or written: {error.strerror}.",
                          hint="Check the data directory's permissions and disk, and try again.")
-
-
-#: what stands in our pins; a pin with another content is somebody else's
-_PIN = "Another run starts from this checkpoint.\n"
-
-
-def pin_used_checkpoints(session: Session, run_id: str, run_dir: RunDir) -> None:
-    """Protect the checkpoints of ``run_id`` that queued or live runs start from: the trainer's retention spares
-    one that has a file ``NAME.pin`` beside it."""
-    used = {Path(path) for path in session.scalars(
-        select(Checkpoint.path).where(Checkpoint.run_id == run_id, Checkpoint.id.in_(
-            select(Run.base_checkpoint_id).where(Run.state.not_in(TERMINAL_STATES),
-                                                 Run.base_checkpoint_id.is_not(None)))))}
-    wanted = {path.with_name(f"{path.name}.pin") for path in used if path.exists()}
-    present = {p for p in run_dir.checkpoints.glob("*.pin") if p.read_text() == _PIN}
-    for pin in wanted - present:
-        pin.write_text(_PIN)
-    for pin in present - wanted:
-        pin.unlink(missing_ok=True)

@@ -18,8 +18,10 @@ from pathlib import Path
 import psutil
 
 ATTEMPT_VARIABLE = "STUDIO_ATTEMPT"
-#: start times are computed from the boot time, which moves a little when the clock is set
+#: start times in unix seconds are computed from the boot time, which moves a little when the clock is set
 START_TOLERANCE_S = 3.0
+#: no machine has been up for so long: a start that is later was written down in unix seconds
+UNIX_SECONDS = 1e9
 
 
 def boot_id() -> str:
@@ -31,8 +33,15 @@ def boot_id() -> str:
 
 
 def start_time(pid: int | None = None) -> float:
-    """Unix seconds at which the process (default: this one) started."""
-    return psutil.Process(pid).create_time()
+    """When the process (default: this one) started: on Linux in seconds after the boot, because the kernel's answer in
+    unix seconds is another one whenever the clock is set; elsewhere in unix seconds."""
+    if sys.platform != "linux":
+        return psutil.Process(pid).create_time()
+    try:
+        stat = Path(f"/proc/{pid or os.getpid()}/stat").read_bytes()
+    except OSError:
+        raise psutil.NoSuchProcess(pid) from None
+    return int(stat.rpartition(b")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def is_alive(pid: int | None, started: float | None) -> bool:
@@ -41,7 +50,8 @@ def is_alive(pid: int | None, started: float | None) -> bool:
         return False
     try:
         process = psutil.Process(pid)
-        return abs(process.create_time() - started) <= START_TOLERANCE_S and process.status() != psutil.STATUS_ZOMBIE
+        begun = process.create_time() if started > UNIX_SECONDS else start_time(pid)
+        return abs(begun - started) <= START_TOLERANCE_S and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
@@ -129,6 +139,17 @@ def children_of(pid: int) -> list[int]:
         return [child.pid for child in psutil.Process(pid).children()]
     except psutil.NoSuchProcess:
         return []
+
+
+def ranks_below(pid: int) -> dict[int, int]:
+    """rank -> pid of the ranks that torchrun ``pid`` has started."""
+    found = {}
+    for child in children_of(pid):
+        for entry in _environment(child):
+            name, _, value = entry.partition("=")
+            if name == "RANK" and value.isdigit():
+                found[int(value)] = child
+    return dict(sorted(found.items()))
 
 
 _started: list = []

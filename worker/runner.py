@@ -3,28 +3,26 @@
 It lives in a session of its own and survives web, broker, Celery and worker; its ranks do not survive it. It
 renews the lease, turns the user's wish (``desired``) into ``control.json``, stores the trainer's events, and at
 the end reads the verdict. When the database is away, training goes on and its events wait in their file. When
-the run has moved on to another attempt (it was fenced), it kills what it started and ends.
+the run has moved on to another attempt (it was fenced), it kills what it started and ends. When the ranks make no
+progress any more, it has them show what they are doing, ends them, and the run is tried again.
 
 SIGTERM asks it to save, pause and put its run back into the queue (a shutdown of the studio).
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 
-from sqlalchemy import update
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy import and_, or_, select, update
 
 from app.core import channels, logging
 from app.core.db import Session, reading, transaction
-from app.core.models import LEASED_STATES, Attempt, Run
+from app.core.models import LEASED_STATES, Attempt, DeviceLease, Run
 from app.core.queue import renew_lease, take_back
 from app.core.settings import get_settings
 from app.core.states import Fenced, append_event, move
@@ -32,11 +30,14 @@ from app.core.timing import get_timing
 from minimind.control import read_control, write_control
 from minimind.errors import MiniMindError
 from minimind.run_dir import RunDir
-from worker import ladder, processes
+from worker import causes, ladder, processes, stall
+from worker.away import Away, database
 from worker.bell import Bell
+from worker.checkpoints import recover_checkpoints
+from worker.device_lock import DeviceBusy, DeviceLocks
 from worker.ingest import Ingest, Seen, adopt_checkpoints
 from worker.launcher import ROOT
-from worker.prepare import disk_error, pin_used_checkpoints, prepare
+from worker.prepare import disk_error, prepare
 from worker.verdict import keep_tokenizer, settle
 
 log = logging.get_logger(__name__)
@@ -44,25 +45,8 @@ log = logging.get_logger(__name__)
 #: how often the child is looked at
 TICK_S = 0.2
 RETRY_DATABASE_S = 2.0
-
-
-class Away(Exception):
-    """The database does not answer now."""
-
-
-@contextlib.contextmanager
-def database() -> Iterator[None]:
-    """Turns every kind of "the database is away, locked or full" into ``Away``."""
-    try:
-        yield
-    except DBAPIError as error:
-        if type(error).__name__ in ("OperationalError", "InterfaceError") or error.connection_invalidated:
-            raise Away(str(error.orig)) from error
-        raise
-    except SQLAlchemyError as error:
-        if type(error).__name__ == "TimeoutError":
-            raise Away(str(error)) from error
-        raise
+#: what is left of the last user of a GPU ends within this time, or the GPU counts as taken
+GPU_PATIENCE_S = 15.0
 
 
 class Runner:
@@ -76,6 +60,12 @@ class Runner:
         self.ingest = Ingest(run_id, attempt, self.run_dir, self._heard)
         self.child: subprocess.Popen | None = None
         self.world_size = 1
+        self.devices: tuple[str, ...] = ()
+        self.locks = DeviceLocks(())
+        self.memory = causes.Memory.read()
+        self.progress: stall.Progress | None = None
+        self.stalled: stall.Stall | None = None
+        self.stories: list[str] = []  # of ranks that could not simply show what they were doing
         self.spared = (os.getpid(),)
         self.woken = Bell()
         self.registered = False
@@ -113,17 +103,25 @@ class Runner:
             channels.background.flush()
 
     def _register(self) -> bool:
-        """Write down who runs this attempt; False where it is over or has a runner already."""
+        """Write down who runs this attempt; False where it is over or has a runner already. A commit whose answer was
+        lost finds us written down."""
+        me = {"runner_pid": os.getpid(), "runner_started": processes.start_time()}
         with database(), transaction() as session:
-            return session.execute(
+            session.get(Run, self.run_id, with_for_update=True)  # locked in the order run, then attempt
+            is_ours = session.execute(
                 update(Attempt).where(Attempt.run_id == self.run_id, Attempt.number == self.attempt,
-                                      Attempt.state == "open", Attempt.runner_pid.is_(None))
-                .values(runner_pid=os.getpid(), runner_started=processes.start_time())).rowcount == 1
+                                      Attempt.state == "open", or_(Attempt.runner_pid.is_(None), and_(
+                                          Attempt.runner_pid == me["runner_pid"],
+                                          Attempt.runner_started == me["runner_started"])))
+                .values(me)).rowcount == 1
+            # at once: on a busy machine a start can take longer than a lease
+            return is_ours and renew_lease(session, self.run_id, self.attempt)
 
     def _start(self) -> MiniMindError | None:
         """Prepare and start the ranks; returns the user's mistake where there is one."""
         with database():
-            adopt_checkpoints(self.run_id, self.run_dir)
+            self._refuse_if_stale()
+            recover_checkpoints(self.run_id, self.run_dir)
             with transaction() as session:
                 run = self._held_run(session)
                 try:
@@ -133,15 +131,28 @@ class Runner:
                 except OSError as error:
                     return disk_error(error, self.run_dir.path)
                 session.get(Attempt, (self.run_id, self.attempt)).world_size = launch.world_size
+                # in the order in which the ranks see them
+                self.devices = tuple(sorted(
+                    session.scalars(select(DeviceLease.device).where(DeviceLease.run_id == self.run_id)),
+                    key=lambda device: int(device.partition(":")[2])))
         self.world_size = launch.world_size
+        try:
+            self.locks = DeviceLocks(self.devices)
+            self.locks.take(GPU_PATIENCE_S)
+        except MiniMindError as error:
+            return error
         log_path = self.run_dir.attempt(self.attempt).path / "logs" / "launcher.log"
         try:
             with open(log_path, "ab") as output:
                 # From the main thread: the ranks are killed when the thread that started them ends.
-                self.child = subprocess.Popen(launch.command, cwd=ROOT, env=launch.environment,
-                                              stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+                self.child = subprocess.Popen(launch.command, cwd=ROOT,
+                                              env=launch.environment | self.locks.environment(),
+                                              stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                                              pass_fds=self.locks.fds)
         except OSError as error:
             return disk_error(error, self.run_dir.path)
+        self.progress = stall.Progress(self.run_dir, self.attempt)
+        threading.Thread(target=self._keep_time, name="progress", daemon=True).start()
         log.info("started", pid=self.child.pid, ranks=launch.world_size)
         return None
 
@@ -161,38 +172,80 @@ class Runner:
                 self.ladder = ladder.shutdown()
                 write_control(self.run_dir.attempt(self.attempt).control, "pause")
             if self.ladder is not None:
-                self.ladder.climb(self.child.pid, self._ranks(), self.mark, self.spared)
+                self.ladder.climb(self.child.pid, list(self._ranks().values()), self.mark, self.spared)
+            if self.stalled is None and self.progress.stall is not None and (
+                    self.ladder is None or self.ladder.kind == "pause"):  # the other ladders end it anyway
+                self._end_stalled(self.progress.stall)
             rung = self.woken.wait(TICK_S)
+
+    def _end_stalled(self, stalled: stall.Stall) -> None:
+        """Nothing moves any more: keep what every rank was doing, and end them all. The verdict says the rest."""
+        self.stalled = stalled
+        log.error("stalled", phase=stalled.phase, step=stalled.step, silent_s=round(stalled.silent_s))
+        self.stories = stall.collect_stacks(self._ranks(), self.run_dir.attempt(self.attempt).log, stalled.message)
+        processes.kill_marked(self.mark, spare=self.spared, timeout_s=10)
 
     def _finish(self, problem: MiniMindError | None) -> None:
         """Everything is proven dead, every event stored; then the verdict."""
         while not processes.kill_marked(self.mark, spare=self.spared, timeout_s=10):
             log.error("will_not_die", pids=processes.marked(self.mark, spare=self.spared))
-        result = self.run_dir.attempt(self.attempt).read_result()
+        attempt = self.run_dir.attempt(self.attempt)
+        result = attempt.read_result()
         if problem is not None:
             result = {"status": "failed", "checkpoint": None, "error": problem.as_dict()}
-        cause = ladder.cause_of_death(self.child, self.run_dir.attempt(self.attempt).path / "logs")
+        cause = causes.find(returncode=self.child.returncode if self.child else None, world_size=self.world_size,
+                            attempt_dir=attempt.path, result=result, memory_before=self.memory, stall=self.stalled)
+        suspects = self._suspects(problem, cause)
 
         def conclude() -> str:
             while self._pump():
                 pass
             with database():
+                self._refuse_if_stale()
                 adopt_checkpoints(self.run_id, self.run_dir)
                 with transaction() as session:
                     run = self._held_run(session)
+                    if self.stalled is not None:
+                        self._say_stalled(session, run, self.stalled)
                     keep_tokenizer(session, run, self.run_dir)
                     put_back = self.shutting_down or (run.state == "pausing" and run.reason == "shutdown")
-                    return settle(session, run, self.attempt, result, cause=cause, put_back=put_back)
+                    return settle(session, run, self.attempt, result, error=cause.as_dict() if cause else None,
+                                  suspects=suspects, put_back=put_back, counts=not isinstance(problem, DeviceBusy))
 
         log.info("settled", state=self._patiently(conclude), status=(result or {}).get("status"))
 
+    def _say_stalled(self, session: Session, run: Run, stalled: stall.Stall) -> None:
+        append_event(session, f"run:{run.id}", "warning", attempt=self.attempt, step=stalled.step, data={
+            "code": "STALL", "message": " ".join((stalled.message, *self.stories)), "hint": stalled.hint,
+            "phase": stalled.phase, "silent_s": round(stalled.silent_s, 1), "limit_s": round(stalled.limit_s, 1)})
+
+    def _suspects(self, problem: MiniMindError | None, cause: causes.Cause | None) -> list[str]:
+        """The GPU that an error came from, where one is known."""
+        if problem is not None and getattr(problem, "device", None) in self.devices:
+            return [problem.device]
+        if cause is not None and cause.rank is not None and len(self.devices) == self.world_size:
+            return [self.devices[cause.rank]]
+        return []
+
     # -- the row --------------------------------------------------------------------------------------------------
+
+    def _refuse_if_stale(self) -> None:
+        """Raises ``Fenced`` where the attempt is over: before anything is written that the row's own lock does not
+        guard."""
+        with reading() as session:
+            run, attempt = session.get(Run, self.run_id), session.get(Attempt, (self.run_id, self.attempt))
+            self._refuse_moved_on(run, attempt)
+
+    def _refuse_moved_on(self, run: Run | None, attempt: Attempt | None) -> None:
+        if run is None or run.attempt != self.attempt:
+            raise Fenced(f"the run is at attempt {run.attempt if run else None}, this is {self.attempt}")
+        if attempt is None or attempt.state == "closed":
+            raise Fenced("the attempt was closed while its runner was away")
 
     def _held_run(self, session: Session) -> Run:
         """The run's row, locked, held by this attempt; raises ``Fenced`` where it is not (any more)."""
         run = session.get(Run, self.run_id, with_for_update=True, populate_existing=True)
-        if run is None or run.attempt != self.attempt:
-            raise Fenced(f"the run is at attempt {run.attempt if run else None}, this is {self.attempt}")
+        self._refuse_moved_on(run, session.get(Attempt, (self.run_id, self.attempt), populate_existing=True))
         if run.state == "recovering" and not take_back(session, run, self.attempt):
             raise Fenced("the attempt was closed while its runner was away")
         if run.state not in LEASED_STATES:
@@ -204,10 +257,8 @@ class Runner:
         with database():
             with reading() as session:
                 run = session.get(Run, self.run_id)
-                if run is None:
-                    raise Fenced("the run was deleted")
+                self._refuse_moved_on(run, session.get(Attempt, (self.run_id, self.attempt)))
                 seen = (run.state, run.attempt, run.desired, run.reason, run.save_on_stop, self.shutting_down)
-                pin_used_checkpoints(session, self.run_id, self.run_dir)
             if seen == self._handled and not (self.ladder is not None and self.ladder.expired):
                 return
             with transaction() as session:
@@ -259,7 +310,8 @@ class Runner:
             return self.ingest.pump()
 
     def _heard(self, session: Session, run: Run, seen: Seen) -> None:
-        """Act on a batch of events, in the transaction that stores it."""
+        """Act on a batch of events, in the transaction that stores it; an attempt that is over stores nothing."""
+        self._refuse_moved_on(run, session.get(Attempt, (self.run_id, self.attempt), populate_existing=True))
         if seen.ready and run.state == "starting":
             move(session, run, "running")
         if seen.save_failed and run.state == "pausing" and run.desired == "pause" and not self.shutting_down:
@@ -291,9 +343,14 @@ class Runner:
             time.sleep(RETRY_DATABASE_S)
         return outcome[-1]
 
-    def _ranks(self) -> list[int]:
-        """Pids of the ranks: the child itself, or torchrun's children."""
-        return [self.child.pid] if self.world_size == 1 else processes.children_of(self.child.pid)
+    def _ranks(self) -> dict[int, int]:
+        """rank -> pid: the child itself, or torchrun's children."""
+        return {0: self.child.pid} if self.world_size == 1 else processes.ranks_below(self.child.pid)
+
+    def _keep_time(self) -> None:
+        """From a thread of its own: a database that is away must not hide what hangs."""
+        while not self.ended.wait(stall.LOOK_EVERY_S):
+            self.progress.look()
 
     def _on_shutdown(self, _number: int, _frame: object) -> None:
         self.shutting_down = True

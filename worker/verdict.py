@@ -8,23 +8,29 @@ reconciler (the holder is proven dead and the run is ``recovering``).
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from sqlalchemy import select
 
 from app.core.db import Session, now
-from app.core.models import LEASED_STATES, Checkpoint, Run, TokenizerRow
+from app.core.models import LEASED_STATES, Attempt, Checkpoint, DeviceLease, Host, Run, TokenizerRow
 from app.core.settings import get_settings
-from app.core.states import close_attempt, move, ring_after_commit
+from app.core.states import append_event, close_attempt, move, ring_after_commit
 from app.core.timing import get_timing
 from minimind.errors import MiniMindError
 from minimind.run_dir import RunDir, fsync_dir
 from minimind.tokenizer import Tokenizer
 
-#: what fails the same way each time: trying again only wastes an hour before saying so
-HOPELESS = ("CONFIG", "DATA", "CHECKPOINT", "RESUME", "DISK_FULL", "NAN", "OOM_CUDA")
+#: what may go well the next time. Everything else (a wrong configuration, data, a full disk, a GPU that is too small,
+#: losses that are not finite) fails the same way each time: trying again only wastes an hour before saying so
+TRIED_AGAIN = ("SIGNAL", "NCCL", "GPU", "STALL", "OOM_HOST", "UNKNOWN", "NO_RESULT")
+#: of these, what is tried again once: twice in a row is no accident
+TRIED_ONCE = ("OOM_HOST",)
 #: attempts in a row without a new checkpoint that make a run failed
 MAX_FRUITLESS = 3
+#: claims leave a device alone for this long after an attempt that it has ended
+BAD_DEVICE_S = 600.0
 
 
 def backoff_s(fruitless: int) -> float:
@@ -34,34 +40,51 @@ def backoff_s(fruitless: int) -> float:
 
 
 def settle(session: Session, run: Run, attempt: int, result: dict | None, *, cause: str = "",
-           put_back: bool = False) -> str:
+           error: dict | None = None, suspects: Sequence[str] = (), put_back: bool = False,
+           counts: bool = True) -> str:
     """Move ``run`` to where attempt ``attempt`` has brought it; returns the new state.
 
-    ``result``: the attempt's verdict on disk, or None. ``cause``: why there is none, as a clause for the user.
-    ``put_back``: we ended it ourselves to shut down, so that it goes back into the queue without a fault.
-    Every process of the attempt must be proven gone.
+    ``result``: the attempt's verdict on disk, or None. ``error``: what ended it as ``worker.causes`` found out, which
+    knows more than the verdict; ``cause``: only a clause for the user, where nobody could look into that. ``suspects``:
+    the devices that an error of class GPU came from (else all of the attempt). ``put_back``: we ended it ourselves to
+    shut down, so that it goes back into the queue without a fault. ``counts``: whether it was an attempt at all (where
+    its GPU was in use it was none). Every process of the attempt must be proven gone.
     """
     if run.attempt != attempt or run.state not in (*LEASED_STATES, "recovering"):
         return run.state
     status = result["status"] if result else None
     if status == "completed" and not _is_kept(session, run, result):
         status, cause = None, "it says that it is completed, but its last checkpoint is damaged"
-    error = (result or {}).get("error")
+    error = error or (result or {}).get("error") or _no_result(cause)
+    hopeless = status == "failed" and error.get("class", "UNKNOWN") not in TRIED_AGAIN
     if run.desired == "cancel" or run.state == "cancelling" or status == "stopped":
+        error = None
         if run.state not in ("cancelling", "recovering"):
             move(session, run, "cancelling", reason=run.reason)
         move(session, run, "cancelled", values={"desired": "cancel", "progress": {**run.progress, "eta_s": None}})
     elif status == "completed":
+        error = None
         if run.state == "starting":
             move(session, run, "running")
         move(session, run, "completed", values={"progress": {**run.progress, "eta_s": 0.0}, "fruitless_attempts": 0})
-    elif status == "failed" and (error or {}).get("class") in HOPELESS:
+    elif hopeless:
         move(session, run, "failed", error=error)
     elif status == "paused" or put_back:
+        error = None
         _rest(session, run)
     else:
-        _crashed(session, run, attempt, error or _no_result(cause))
+        _crashed(session, run, attempt, error, suspects, counts)
+    _write_down(session, run, attempt, result, error)
     return run.state
+
+
+def _write_down(session: Session, run: Run, attempt: int, result: dict | None, error: dict | None) -> None:
+    """The attempt's own row keeps its verdict and what ended it, whatever becomes of the run."""
+    row = session.get(Attempt, (run.id, attempt), populate_existing=True)
+    row.result = {"status": None, "step": None, "checkpoint": None} | {
+        k: (result or {}).get(k) for k in ("status", "step", "checkpoint")} | {"state": run.state}
+    row.error = error
+    session.flush()
 
 
 def _rest(session: Session, run: Run) -> None:
@@ -77,27 +100,75 @@ def _rest(session: Session, run: Run) -> None:
         ring_after_commit(session)
 
 
-def _crashed(session: Session, run: Run, attempt: int, error: dict) -> None:
-    """Wait a little and try again; after three attempts without a new checkpoint, give up."""
-    progressed = session.scalar(select(Checkpoint.id).where(
-        Checkpoint.run_id == run.id, Checkpoint.attempt == attempt, Checkpoint.state == "ready").limit(1)) is not None
-    fruitless = 0 if progressed else run.fruitless_attempts + 1
+def _crashed(session: Session, run: Run, attempt: int, error: dict, suspects: Sequence[str], counts: bool) -> None:
+    """Wait a little and try again; give up what is hopeless, and after three attempts without a new checkpoint."""
+    class_ = error.get("class", "UNKNOWN")
+    if class_ == "GPU":
+        _leave_alone(session, run, error["message"], suspects)
+    progressed = session.scalar(select(Checkpoint.id).where(  # one that retention has deleted since is progress too
+        Checkpoint.run_id == run.id, Checkpoint.attempt == attempt, Checkpoint.state != "corrupt").limit(1)) is not None
+    fruitless = 0 if progressed else run.fruitless_attempts + int(counts)
     values = {"fruitless_attempts": fruitless, "progress": {**run.progress, "eta_s": None, "tokens_per_s": None}}
+    earlier = _ended_before(session, run, attempt)
+    if class_ not in TRIED_AGAIN:
+        move(session, run, "failed", error=error, values=values)
+        return
+    if class_ in TRIED_ONCE and earlier and earlier[0]["class"] == class_:
+        _give_up(session, run, error, "It happened in two attempts in a row.",
+                 earlier[:1], values)
+        return
     if fruitless >= MAX_FRUITLESS:
-        move(session, run, "failed", error=error | {
-            "message": f"{error['message']} It happened in {fruitless} attempts without a new checkpoint between "
-                       "them."}, values=values)
+        _give_up(session, run, error, f"These were {fruitless} attempts in a row without a new checkpoint.",
+                 earlier[:fruitless - 1], values)
         return
     wait_s = backoff_s(fruitless)
     values["not_before"] = now(session) + wait_s
     if run.state == "recovering":
         for name, value in values.items():
             setattr(run, name, value)
-        session.flush()
+        append_event(session, f"run:{run.id}", "error", attempt=attempt, step=int(run.progress.get("step") or 0),
+                     data=error | {"retry_in_s": wait_s})
     else:
         move(session, run, "recovering", data={"error": error, "retry_in_s": wait_s}, values=values)
     close_attempt(session, run)
     release(session, run)
+
+
+def _give_up(session: Session, run: Run, error: dict, why: str, earlier: list[dict], values: dict) -> None:
+    """``failed``, with what ended each of the attempts that count."""
+    before = " ".join(f"Attempt {e['attempt']}: {e['message']}" for e in earlier)
+    attempts = [{"attempt": run.attempt, "class": error.get("class"), "message": error.get("message")}, *earlier]
+    message = f"{error['message']} {why}{' ' + before if before else ''}"
+    move(session, run, "failed", error=error | {"message": message}, values=values, data={"attempts": attempts})
+
+
+def _ended_before(session: Session, run: Run, attempt: int) -> list[dict]:
+    """What ended the attempts before this one, newest first, up to the first that ended well: ``{"attempt", "class",
+    "message"}``. One that a shutdown ended has nothing to say and is left out."""
+    found = []
+    for row in session.scalars(select(Attempt).where(Attempt.run_id == run.id, Attempt.number < attempt)
+                               .order_by(Attempt.number.desc()).limit(10 * MAX_FRUITLESS)):
+        if row.error is not None:
+            found.append({"attempt": row.number, "class": row.error.get("class"), "message": row.error.get("message")})
+        elif (row.result or {}).get("state") not in (None, "queued"):
+            break
+    return found
+
+
+def _leave_alone(session: Session, run: Run, reason: str, suspects: Sequence[str]) -> None:
+    """Write the GPUs that ended this attempt into their host's row, so that claims avoid them for a while."""
+    leases = session.scalars(select(DeviceLease).where(DeviceLease.run_id == run.id)).all()
+    ids = {lease.device for lease in leases if lease.device.startswith("cuda:")}
+    ids = ids & set(suspects) or ids
+    if not ids:
+        return
+    host = session.get(Host, leases[0].host_id, with_for_update=True, populate_existing=True)
+    if host is None:
+        return
+    at = now(session)
+    kept = [d for d in host.bad_devices or [] if d["until"] > at and d["id"] not in ids]
+    host.bad_devices = kept + [{"id": id, "reason": reason, "until": at + BAD_DEVICE_S} for id in sorted(ids)]
+    session.flush()
 
 
 def release(session: Session, run: Run) -> None:

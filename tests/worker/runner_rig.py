@@ -19,13 +19,22 @@ from app.core.models import Attempt, Checkpoint, Event, Run
 from app.core.settings import get_settings
 from tests.database_rig import HOST, get_run
 from worker import launcher, prepare, processes, runner
+from worker.launcher import rank_command as real_command
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE = Path(__file__).with_name("fake_trainer.py")
 
 
-def fake_command(stage: str, run_dir: Path, attempt: int, **_: object) -> list[str]:
-    return [sys.executable, str(FAKE), stage, "--out", str(run_dir), "--attempt", str(attempt)]
+#: how long a runner of the rig waits for a locked SQLite database, and for a GPU that is in use (seconds)
+BUSY_VARIABLE, GPU_VARIABLE = "RIG_BUSY_S", "RIG_GPU_PATIENCE_S"
+#: set: train.py itself
+REAL_VARIABLE = "RIG_REAL"
+
+
+def fake_command(stage: str, run_dir: Path, attempt: int, *, world_size: int, **options: object) -> list[str]:
+    """The real argv, torchrun included where there are several ranks, with the fake in the place of train.py."""
+    real = real_command(stage, run_dir, attempt, world_size=world_size, **options)
+    return [str(FAKE) if part == str(ROOT / "train.py") else part for part in real]
 
 
 class FakeRunners:
@@ -121,6 +130,9 @@ def stop_between_transactions(pid: int) -> None:
 
 
 if __name__ == "__main__":
-    prepare.rank_command = fake_command
+    if not os.environ.get(REAL_VARIABLE):
+        prepare.rank_command = fake_command
+    runner.GPU_PATIENCE_S = float(os.environ.get(GPU_VARIABLE, runner.GPU_PATIENCE_S))
+    db.BUSY_TIMEOUT_S = float(os.environ.get(BUSY_VARIABLE, db.BUSY_TIMEOUT_S))
     assert launcher.ROOT == ROOT
     sys.exit(runner.main(sys.argv[1:]))

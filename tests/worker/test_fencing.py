@@ -53,7 +53,7 @@ def test_three_attempts_without_a_checkpoint_are_enough(runners, monkeypatch):
             with db.transaction() as session:
                 session.execute(update(Run).values(not_before=None))
             Reconciler("here").reconcile()
-    assert run.state == "failed" and run.error["class"] == "NO_RESULT"
+    assert run.state == "failed" and run.error["class"] == "SIGNAL"
     assert "3 attempts" in run.error["message"]
 
 

@@ -122,7 +122,7 @@ def test_a_users_mistake_is_not_tried_again(runners, monkeypatch):
     run_id = add_run()
     runners.claim_and_start()
     run = wait_for_state(run_id, "failed")
-    assert run.error == {"class": "DATA", "message": "It is wrong.", "hint": None}
+    assert run.error == attempt_of(run_id, 1).error == {"class": "DATA", "message": "It is wrong.", "hint": None}
 
 
 def test_a_missing_dataset_fails_in_a_sentence_before_anything_starts(runners):
