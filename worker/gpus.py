@@ -1,19 +1,57 @@
-"""What this host has: cores and GPUs, asked of NVML without ever loading torch (CUDA does not survive a fork)."""
+"""What this host has: cores and GPUs, asked of NVML without ever loading torch (CUDA does not survive a fork).
+
+A GPU is ``cuda:N``, N as NVML counts (by PCI bus); its UUID says which one it is to whoever counts differently.
+``CUDA_VISIBLE_DEVICES`` of the worker narrows what it offers: numbers, UUIDs (or how they begin), MIG instances.
+A GPU that is cut into parts (MIG) is one device: a process can use one instance only, the first one that is visible.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import os
 import platform
-import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from app.core.devices import can_ever_fit, choose
 from app.core.logging import get_logger
+from minimind.errors import MiniMindError
+from worker import nvml
 
 log = get_logger(__name__)
+
+#: how old an answer of ``inventory`` may be
+LOOK_EVERY_S = 30.0
+
+
+class DeviceGone(MiniMindError):
+    """A GPU that a run was given is not there, or cannot be used any more."""
+
+    code = "GPU"
+
+    def __init__(self, device: str, why: str):
+        super().__init__(f"The GPU {device} of this machine cannot be used. {why}", field="devices",
+                         hint="The run can go on with another one; nvidia-smi and the kernel's log say more.")
+        self.device = device
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The GPUs of this host.
+
+    ``devices``: ``[{"id": "cuda:0", "index", "uuid", "name", "memory_bytes", "mig", "compute_capability"}]``, those
+    that can be used. ``failing``: those that are or were there and cannot be used, with what is known of them and a
+    ``reason``, a sentence. ``answered``: False where there is nobody to ask (no driver).
+    """
+
+    devices: tuple[dict[str, Any], ...] = ()
+    failing: tuple[dict[str, Any], ...] = ()
+    answered: bool = False
+
+
+# -- cores --------------------------------------------------------------------------------------------------------
 
 
 def cpu_slots() -> int:
@@ -32,88 +70,154 @@ def _cgroup_quota() -> int | None:
     return None if quota == "max" else -(-int(quota) // int(period))
 
 
+# -- which GPUs ---------------------------------------------------------------------------------------------------
+
+_last: tuple[float, Inventory] | None = None
+#: GPUs that were usable once, by what names them
+_seen: dict[str, dict[str, Any]] = {}
+
+
+def inventory(max_age_s: float = LOOK_EVERY_S) -> Inventory:
+    """The GPUs as they are now, or as they were at most ``max_age_s`` ago. Cheap: for each heartbeat."""
+    global _last
+    if _last is None or time.monotonic() - _last[0] >= max_age_s:
+        _last = time.monotonic(), _compared(_look())
+    return _last[1]
+
+
 def gpus() -> list[dict[str, Any]]:
-    """``[{"id": "cuda:0", "name", "memory_bytes"}]`` of the NVIDIA GPUs, by NVML, else by ``nvidia-smi``."""
-    if _all_hidden():
-        return []
-    found = _by_nvml(_facts)
-    if found is None:
-        found = _by_nvidia_smi()
-    return [gpu for gpu in found if _is_visible(gpu["id"])]
+    """The usable GPUs as they are now (``Inventory.devices``)."""
+    return list(inventory(max_age_s=0).devices)
 
 
-def gpu_load() -> list[dict[str, Any]]:
-    """``[{"device": "cuda:0", "percent", "memory_used_bytes", "memory_total_bytes", "temperature_c"}]`` by NVML.
+def host_devices() -> list[dict[str, Any]]:
+    """What a heartbeat writes into ``host.devices``: all of them, those that cannot be used with a ``problem``."""
+    now = inventory()
+    failing = [{**{k: v for k, v in gpu.items() if k != "reason"}, "problem": gpu["reason"]} for gpu in now.failing]
+    return sorted([*now.devices, *failing], key=lambda gpu: gpu["index"])
 
-    Empty where NVML does not answer; a single number that a GPU does not tell is None.
+
+def forget() -> None:
+    """As if nothing had been asked yet."""
+    global _last
+    _last = None
+    _seen.clear()
+    nvml.forget()
+
+
+def uuids() -> dict[str, str]:
+    """device -> UUID of every GPU that has told one, failing ones too."""
+    now = inventory()
+    return {gpu["id"]: gpu["uuid"] for gpu in (*now.failing, *now.devices) if gpu.get("uuid")}
+
+
+def require(devices: Iterable[str]) -> None:
+    """Raise ``DeviceGone`` for a GPU that cannot be used now; where nobody can be asked, nothing is known."""
+    now = inventory(max_age_s=1.0)
+    if not now.answered and not now.failing:
+        return
+    there, reasons = {gpu["id"] for gpu in now.devices}, {gpu["id"]: gpu["reason"] for gpu in now.failing}
+    for device in devices:
+        if device.startswith("cuda:") and device not in there:
+            raise DeviceGone(device, reasons.get(device, "It is not there any more."))
+
+
+def visible_to_ranks(devices: Iterable[str]) -> str:
+    """``CUDA_VISIBLE_DEVICES`` of processes that get ``devices``: by UUID where all are known, else by number.
+
+    A number means another GPU when one in front of it has gone, and under another ``CUDA_DEVICE_ORDER``.
     """
+    devices = list(devices)
+    known = uuids()
+    if all(device in known for device in devices):
+        return ",".join(known[device] for device in devices)
+    return ",".join(device.removeprefix("cuda:") for device in devices)
+
+
+def _look() -> Inventory:
     if _all_hidden():
-        return []
-    return [gpu for gpu in _by_nvml(_load) or [] if _is_visible(gpu["device"])]
+        return Inventory(answered=True)
+    found = nvml.facts(_visible_names() or ())
+    if found is None:
+        return Inventory()
+    visible = [gpu for gpu in found if _is_visible(gpu)]
+    for gpu in visible:
+        gpu.pop("instances", None)
+    return Inventory(tuple(gpu for gpu in visible if "reason" not in gpu),
+                     tuple(gpu for gpu in visible if "reason" in gpu), True)
+
+
+def _compared(now: Inventory) -> Inventory:
+    """With those that were there before, as failing, and with what is known of those that do not answer."""
+    for gpu in now.devices:
+        _seen[gpu["uuid"] or gpu["id"]] = gpu
+    if _all_hidden():
+        return now
+    by_id = {gpu["id"]: gpu for gpu in _seen.values()}
+    failing = []
+    for gpu in now.failing:
+        known = by_id.get(gpu["id"], {})
+        failing.append({**known, **{k: v for k, v in gpu.items() if v is not None or k not in known}})
+    told = {gpu["uuid"] or gpu["id"] for gpu in (*now.devices, *failing)}
+    ids = {gpu["id"] for gpu in (*now.devices, *failing)}
+    why = "It is not there any more." if now.answered else "The NVIDIA driver does not answer any more."
+    failing += [{**gpu, "reason": why} for key, gpu in _seen.items() if key not in told and gpu["id"] not in ids]
+    said = _last[1].failing if _last is not None else ()
+    for gpu in failing:
+        if gpu not in said:
+            log.warning("gpu_fails", device=gpu["id"], uuid=gpu["uuid"], reason=gpu["reason"])
+    return replace(now, failing=tuple(failing))
 
 
 def _all_hidden() -> bool:
     return os.environ.get("CUDA_VISIBLE_DEVICES") == ""  # hidden on purpose
 
 
-def _is_visible(device: str) -> bool:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ""
-    numbers = [part.strip() for part in visible.split(",")]
-    return device in {f"cuda:{number}" for number in numbers} if all(n.isdigit() for n in numbers) else True
-
-
-def _by_nvml(read: Callable[[Any, Any, int], dict[str, Any]]) -> list[dict[str, Any]] | None:
-    """``read(pynvml, handle, index)`` of each GPU; None where NVML does not answer."""
-    try:
-        import pynvml
-    except ImportError:
+def _visible_names() -> list[str] | None:
+    """Entries of ``CUDA_VISIBLE_DEVICES``; None where it is not set. As CUDA reads it: one that means nothing ends
+    the list."""
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if told is None:
         return None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None  # no driver: no NVIDIA GPU, or a broken one that nvidia-smi may explain
-    try:
-        return [read(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index), index)
-                for index in range(pynvml.nvmlDeviceGetCount())]
-    except pynvml.NVMLError as error:
-        log.warning("nvml_failed", error=str(error))
-        return None
-    finally:
-        with contextlib.suppress(pynvml.NVMLError):
-            pynvml.nvmlShutdown()
+    names = []
+    for part in (part.strip() for part in told.split(",")):
+        if not part.isdecimal() and not part.upper().startswith(("GPU-", "MIG-")):
+            break
+        names.append(part)
+    return names
 
 
-def _facts(nvml: Any, handle: Any, index: int) -> dict[str, Any]:
-    name = nvml.nvmlDeviceGetName(handle)
-    return {"id": f"cuda:{index}", "name": name.decode() if isinstance(name, bytes) else name,
-            "memory_bytes": int(nvml.nvmlDeviceGetMemoryInfo(handle).total)}
+def _is_visible(gpu: dict[str, Any]) -> bool:
+    names = _visible_names()
+    return names is None or any(_means(name, gpu) for name in names)
 
 
-def _load(nvml: Any, handle: Any, index: int) -> dict[str, Any]:
-    def told(ask: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return ask(handle, *arguments)
-        except nvml.NVMLError:  # a GPU that is cut into parts (MIG), for one, knows no utilisation
-            return None
+def _means(name: str, gpu: dict[str, Any]) -> bool:
+    if name.isdecimal():
+        return int(name) == gpu["index"]
+    own = gpu.get("gpu_uuid") or gpu["uuid"]
+    if own is None:  # which one is meant cannot be known, unless it has told its name before
+        return "reason" not in gpu or any(gpu["id"] == seen["id"] for seen in _seen.values())
+    if name.upper().startswith("GPU-"):
+        return own.lower().startswith(name.lower())
+    # an instance: by its own UUID, or in the old way, MIG-GPU-(UUID of the GPU)/(instance)/(part)
+    return name.lower().startswith(f"mig-{own}/".lower()) or any(
+        uuid.lower().startswith(name.lower()) for uuid in gpu.get("instances", ()))
 
-    use, memory = told(nvml.nvmlDeviceGetUtilizationRates), told(nvml.nvmlDeviceGetMemoryInfo)
-    return {"device": f"cuda:{index}", "percent": None if use is None else int(use.gpu),
-            "memory_used_bytes": None if memory is None else int(memory.used),
-            "memory_total_bytes": None if memory is None else int(memory.total),
-            "temperature_c": told(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU)}
+
+# -- load ---------------------------------------------------------------------------------------------------------
 
 
-def _by_nvidia_smi() -> list[dict[str, Any]]:
-    try:
-        answer = subprocess.run(["nvidia-smi", "--query-gpu=index,name,memory.total", "--format=csv,noheader,nounits"],
-                                capture_output=True, text=True, timeout=10, stdin=subprocess.DEVNULL)
-    except (OSError, subprocess.TimeoutExpired):
+def gpu_load() -> list[dict[str, Any]]:
+    """``[{"device": "cuda:0", "percent", "memory_used_bytes", "memory_total_bytes", "temperature_c"}]`` by NVML.
+
+    Empty where NVML does not answer, without those that fail; a single number that a GPU does not tell is None.
+    """
+    if _all_hidden():
         return []
-    found = []
-    for line in answer.stdout.splitlines() if answer.returncode == 0 else []:
-        index, name, mebibytes = (part.strip() for part in line.split(","))
-        found.append({"id": f"cuda:{index}", "name": name, "memory_bytes": int(mebibytes) << 20})
-    return found
+    now = inventory()
+    visible = {gpu["id"] for gpu in (*now.devices, *now.failing)}
+    return [load for load in nvml.loads() if load["device"] in visible]
 
 
 def versions() -> dict[str, str]:
@@ -127,4 +231,5 @@ def versions() -> dict[str, str]:
     return found
 
 
-__all__ = ["can_ever_fit", "choose", "cpu_slots", "gpu_load", "gpus", "versions"]
+__all__ = ["DeviceGone", "Inventory", "can_ever_fit", "choose", "cpu_slots", "forget", "gpu_load", "gpus",
+           "host_devices", "inventory", "require", "uuids", "versions", "visible_to_ranks"]

@@ -72,10 +72,11 @@ class Reconciler:
         self.host_id = host_id or get_settings().host_id
         self.boot_id = processes.boot_id()
         load.begin()
-        self._facts = {"cpu_slots": gpus.cpu_slots(), "devices": gpus.gpus(), "versions": gpus.versions()}
+        self._facts = {"cpu_slots": gpus.cpu_slots(), "versions": gpus.versions()}
         #: a database that was away has let every lease run out; their holders get time to renew
         self._trust_expiry_at = time.monotonic() + get_timing().lease_s
         self._silent: set[str] = set()
+        self._reasons: dict[str, str] = {}  # why an attempt was lost, by its mark
         self._orphans_due = 0.0
 
     def database_was_away(self) -> None:
@@ -86,7 +87,8 @@ class Reconciler:
     def heartbeat(self, *, draining: bool = False, worker_pid: int | None = None, problem: str | None = None) -> None:
         """Say that this host's worker lives, what the host has and how busy it is; ``problem``: why it takes no
         runs."""
-        busy = load.host_load()  # before the write lock is taken: GPUs may be slow to answer
+        # before the write lock is taken: GPUs may be slow to answer
+        busy, devices = load.host_load(), gpus.host_devices()
         with transaction() as session:
             at = now(session)  # asked before the row is touched: a query flushes what is half filled in
             host = session.get(Host, self.host_id)
@@ -94,7 +96,7 @@ class Reconciler:
                 host = Host(id=self.host_id)
                 session.add(host)
             host.name, host.boot_id = socket.gethostname()[:200], self.boot_id
-            host.cpu_slots, host.devices = self._facts["cpu_slots"], self._facts["devices"]
+            host.cpu_slots, host.devices = self._facts["cpu_slots"], devices
             host.versions = self._facts["versions"]
             host.draining, host.worker_pid, host.last_seen_at, host.load = draining, worker_pid, at, busy
             host.problem = problem
@@ -146,7 +148,7 @@ class Reconciler:
         if expired and run.state == "cancelling":  # there is nothing to recover, only to end
             return run.lease_expires_at + get_timing().come_back_s < at
         if expired:
-            self._lose(run, "Its runner has not been heard of for a minute.")
+            self._lose(run, "Its runner has not been heard of since its lease began.")
         return False
 
     def _does_not_come(self, run: Run, attempt: Attempt, at: float) -> bool:
@@ -163,6 +165,7 @@ class Reconciler:
         """Mark the attempt lost and the run recovering (a cancelled one needs no recovery); True if it stands."""
         if run.state == "recovering":
             return True
+        self._reasons[processes.marker(run.id, run.attempt)] = why[0].lower() + why[1:].rstrip(".")
         with transaction() as session:
             row = session.get(Run, run.id, with_for_update=True, populate_existing=True)
             if row is None or row.state != run.state or row.attempt != run.attempt:
@@ -181,7 +184,7 @@ class Reconciler:
         if attempt.host_id == self.host_id and not processes.kill_marked(mark):
             log.error("fence_not_passed", mark=mark, pids=processes.marked(mark))
             return
-        settle_from_disk(run.id, attempt.number, "its runner has died")
+        settle_from_disk(run.id, attempt.number, self._reasons.pop(mark, "its runner has died"))
 
     def _release(self, run_id: str) -> None:
         with reading() as session:

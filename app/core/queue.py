@@ -6,16 +6,18 @@ Leases live 60 s and are renewed every 10 s by whoever holds them (``app.core.ti
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import Text, case, cast, or_, select, update
 
 from app.core import inputs
 from app.core.channels import celery_config, ring
 from app.core.db import Session, now
-from app.core.devices import choose
+from app.core.devices import HOLD_BACK_AFTER_S, Room, choose, holds_back, left_alone
 from app.core.models import (
     LEASED_STATES,
     Attempt,
@@ -31,6 +33,8 @@ from app.core.models import (
 from app.core.states import move, ring_after_commit
 from app.core.timing import get_timing
 
+#: queued runs that a claim looks at together
+CLAIM_PAGE = 100
 #: the best first: highest priority, then longest in the queue unless somebody moved it
 QUEUE_ORDER = (Run.priority.desc(), Run.queue_key, Run.id)
 
@@ -70,20 +74,8 @@ def claim_run(session: Session, host_id: str) -> Claim | Unsure | None:
     if host is None or host.draining or host.problem or queue_is_paused(session):
         return None
     at = now(session)
-    taken = set(session.scalars(select(DeviceLease.device).where(DeviceLease.host_id == host_id)))
-    taken |= {bad["id"] for bad in host.bad_devices or [] if bad["until"] > at}
-    # only what decides is read: there may be thousands, and most ask for the same
-    best_first = session.execute(select(Run.id, Run.devices).where(
-        Run.state == "queued", Run.desired == "run", or_(Run.not_before.is_(None), Run.not_before <= at)
-    ).order_by(*QUEUE_ORDER)).all()
-    fitting: dict[str, tuple[str, ...] | None] = {}
-    for run_id, request in best_first:
-        asked = json.dumps(request, sort_keys=True)
-        if asked not in fitting:
-            fitting[asked] = choose(request, cpu_slots=host.cpu_slots, gpus=[d["id"] for d in host.devices],
-                                    taken=taken)
-        if (devices := fitting[asked]) is None:
-            continue
+    rooms = _Rooms(session, host, at)
+    for run_id, devices in _that_fit(session, rooms, at):
         run = session.get(Run, run_id)
         if run is None or run.state != "queued" or run.desired != "run":
             continue  # another host was faster, or somebody paused it since the list was read
@@ -94,6 +86,67 @@ def claim_run(session: Session, host_id: str) -> Claim | Unsure | None:
         elif _take(session, run, host, devices, at):
             return Claim(run.id, run.attempt, devices)
     return None
+
+
+def _that_fit(session: Session, rooms: _Rooms, at: float) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Queued runs that fit, the best first, with their devices.
+
+    There may be thousands, most ask for the same, and most do not fit: the distinct requests are looked at first, and
+    then only runs that could start, or hold devices back, a page at a time.
+    """
+    waiting = (Run.state == "queued", Run.desired == "run", or_(Run.not_before.is_(None), Run.not_before <= at))
+    asked = cast(Run.devices, Text)
+    fitting = [text for text in session.scalars(select(asked).where(*waiting).distinct())
+               if rooms.devices_for(text) is not None]
+    if not fitting:
+        return
+    waits_since = case((Run.not_before > Run.queued_at, Run.not_before), else_=Run.queued_at)
+    best_first = select(Run.id, asked, waits_since).where(*waiting, or_(
+        asked.in_(fitting), waits_since <= at - HOLD_BACK_AFTER_S)).order_by(*QUEUE_ORDER)
+    offset = 0
+    while page := session.execute(best_first.limit(CLAIM_PAGE).offset(offset)).all():
+        for run_id, text, since in page:
+            devices = rooms.devices_for(text, waited_s=at - (since or at))
+            if devices is not None:
+                yield run_id, devices
+        offset += CLAIM_PAGE
+
+
+class _Rooms:
+    """What a claim may give away on its host; each distinct request is thought about once."""
+
+    def __init__(self, session: Session, host: Host, at: float):
+        self._session, self._host, self._at = session, host, at
+        self._here = self._room(host)
+        self._held: set[str] = set()  # free, and kept for a run that waits for more
+        self._found: dict[str, tuple[str, ...] | None] = {}
+        self._asked: set[str] = set()
+
+    def devices_for(self, key: str, *, waited_s: float = 0.0) -> tuple[str, ...] | None:
+        """The devices that a run with this request (JSON) gets now; None where there are not enough, and then, where it
+        has waited long, those behind it leave some to it."""
+        if key not in self._found:
+            here = self._here
+            self._found[key] = choose(json.loads(key), cpu_slots=here.cpu_slots, gpus=here.gpus,
+                                      taken={*here.taken, *self._held}, bad=here.bad)
+        if self._found[key] is None and waited_s >= HOLD_BACK_AFTER_S and key not in self._asked:
+            self._asked.add(key)
+            more = holds_back(json.loads(key), waited_s, self._here, self._others) - self._held
+            if more:
+                self._held |= more
+                self._found.clear()
+                self._found[key] = None
+        return self._found[key]
+
+    @functools.cached_property
+    def _others(self) -> list[Room]:
+        since = self._at - get_timing().host_silent_s
+        return [self._room(host) for host in self._session.scalars(select(Host).where(
+            Host.id != self._host.id, Host.draining.is_(False), Host.problem.is_(None), Host.last_seen_at > since))]
+
+    def _room(self, host: Host) -> Room:
+        taken = self._session.scalars(select(DeviceLease.device).where(DeviceLease.host_id == host.id)).all()
+        return Room(host.id, host.cpu_slots, [d["id"] for d in host.devices], set(taken), left_alone(host, self._at))
 
 
 def _refuse(session: Session, run: Run, host: Host, wrong: dict) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import psutil
@@ -72,22 +73,21 @@ SECOND = FIRST | {"device": "cuda:1", "percent": None, "temperature_c": 62}
 
 
 @pytest.fixture
-def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+def nvml(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     fake = FakeNvml()
     monkeypatch.setitem(sys.modules, "pynvml", fake)
-    return fake
+    gpus.forget()
+    yield fake
+    gpus.forget()
 
 
 def test_gpus_and_their_load(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpus.gpu_load() == [FIRST, SECOND]
-    assert gpus.gpus() == [{"id": f"cuda:{i}", "name": "Fake GPU", "memory_bytes": 80 * GIB} for i in range(2)]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert gpus.gpu_load() == [SECOND] and [g["id"] for g in gpus.gpus()] == ["cuda:1"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932f937")  # by name: which ones is not ours to know
-    assert len(gpus.gpu_load()) == len(gpus.gpus()) == 2
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert gpus.gpu_load() == gpus.gpus() == []
+    for visible, seen in (("1", [SECOND]), ("", []), ("0,1", [FIRST, SECOND])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        gpus.forget()
+        assert gpus.gpu_load() == seen and [g["id"] for g in gpus.gpus()] == [g["device"] for g in seen]
     assert nvml.open == 0
 
 
@@ -104,6 +104,7 @@ def test_gpus_that_do_not_answer(nvml: FakeNvml, fails_at: str, found: list) -> 
 def test_a_host_without_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setitem(sys.modules, "pynvml", None)  # as if it was not installed
+    gpus.forget()
     assert gpus.gpu_load() == []
 
 

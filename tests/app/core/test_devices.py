@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from app.core.devices import can_ever_fit, check_request, choose, world_size
+from app.core.devices import (
+    HOLD_BACK_AFTER_S,
+    Room,
+    can_ever_fit,
+    check_request,
+    choose,
+    holds_back,
+    left_alone,
+    world_size,
+)
 from app.core.models import Host
 from minimind.errors import MiniMindError
 
@@ -27,6 +36,79 @@ GPUS = ["cuda:0", "cuda:1"]
 ])
 def test_what_a_request_gets(request_, gpus, taken, expected):
     assert choose(request_, cpu_slots=4, gpus=gpus, taken=taken) == expected
+
+
+@pytest.mark.parametrize(("request_", "bad", "expected"), [
+    ("auto", {"cuda:0"}, ("cuda:1",)),
+    ("auto", set(GPUS), None),  # and not the CPU
+    ({"kind": "cuda", "count": 1}, {"cuda:0"}, ("cuda:1",)),
+    ({"kind": "cuda", "count": 2}, {"cuda:0"}, None),
+    (["cuda:0"], {"cuda:0"}, None),
+    (["cpu:1"], {"cuda:0"}, ("cpu:1",)),
+])
+def test_devices_that_have_failed_are_left_alone(request_, bad, expected):
+    assert choose(request_, cpu_slots=4, gpus=GPUS, taken=set(), bad=bad) == expected
+
+
+def test_which_devices_are_left_alone():
+    host = Host(cpu_slots=2, devices=[{"id": "cuda:0"}, {"id": "cuda:1", "problem": "It has fallen off the bus."}],
+                bad_devices=[{"id": "cuda:0", "reason": "A run failed.", "until": 100.0}])
+    assert left_alone(host, 99.0) == {"cuda:0", "cuda:1"} and left_alone(host, 100.0) == {"cuda:1"}
+    assert left_alone(Host(cpu_slots=2, devices=[], bad_devices=None), 0.0) == set()
+
+
+LONG = HOLD_BACK_AFTER_S
+FOUR = [f"cuda:{i}" for i in range(4)]
+
+
+@pytest.mark.parametrize(("request_", "waited_s", "taken", "expected"), [
+    ({"kind": "cuda", "count": 4}, LONG, {"cuda:2"}, {"cuda:0", "cuda:1", "cuda:3"}),
+    ({"kind": "cuda", "count": 4}, LONG - 1, {"cuda:2"}, set()),  # not yet
+    ({"kind": "cuda", "count": 2}, LONG, {"cuda:2"}, set()),  # it fits
+    ({"kind": "cuda", "count": 5}, LONG, {"cuda:2"}, set()),  # it never does
+    (["cuda:2", "cuda:3"], LONG, {"cuda:2"}, {"cuda:3"}),  # the others are free for all
+    (["cuda:2"], LONG, {"cuda:2"}, set()),
+    ({"kind": "cpu", "count": 2}, LONG, {"cpu:0"}, {"cpu:1"}),
+    ("auto", LONG, set(FOUR), set()),
+])
+def test_what_a_run_that_has_waited_long_holds_back(request_, waited_s, taken, expected):
+    here = Room("here", cpu_slots=2, gpus=FOUR, taken=taken)
+    assert holds_back(request_, waited_s, here) == expected
+
+
+def test_one_host_alone_holds_back_that_where_it_lacks_least():
+    request = {"kind": "cuda", "count": 4}
+    near, far = Room("near", 2, FOUR, taken={"cuda:0"}), Room("far", 2, FOUR, taken={"cuda:0", "cuda:1"})
+    small, ready = Room("small", 64, ["cuda:0"]), Room("ready", 2, FOUR)
+    assert holds_back(request, LONG, near, [far, small]) == {"cuda:1", "cuda:2", "cuda:3"}
+    assert holds_back(request, LONG, far, [near, small]) == set()
+    assert holds_back(request, LONG, near, [ready]) == set(), "it starts there in a moment"
+    twin = Room("nearer", 2, FOUR, taken={"cuda:3"})
+    assert sorted(map(bool, (holds_back(request, LONG, near, [twin]), holds_back(request, LONG, twin, [near])))) == [
+        False, True]
+    broken = Room("broken", 2, FOUR, bad={"cuda:0"})
+    assert holds_back(request, LONG, broken) == set(), "a device that is left alone is not waited for"
+
+
+def test_a_run_for_the_whole_host_starts_though_small_ones_come_all_the_time():
+    """As a claim does it, best first; a small run ends each minute, and two more small ones come."""
+    queue = [(0, {"kind": "cuda", "count": 4})]
+    running = {gpu: 60 + 15 * i for i, gpu in enumerate(FOUR)}  # device -> second at which it is free
+    for second in range(0, 7200, 15):
+        running = {gpu: end for gpu, end in running.items() if end > second}
+        queue += [(second, {"kind": "cuda", "count": 1})] * 2
+        held: set[str] = set()
+        for at, request in list(queue):
+            got = choose(request, cpu_slots=2, gpus=FOUR, taken={*running, *held})
+            if got is not None:
+                queue.remove((at, request))
+                running |= dict.fromkeys(got, second + 60)
+                if len(got) == 4:
+                    assert LONG <= second <= LONG + 60
+                    return
+            else:
+                held |= holds_back(request, second - at, Room("here", 2, FOUR, taken=set(running)))
+    pytest.fail("it has starved")
 
 
 def test_ranks():

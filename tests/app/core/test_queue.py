@@ -165,3 +165,19 @@ def test_cancelling_a_queued_job_ends_it_and_what_it_was_making(database, tmp_pa
         assert session.get(Job, job_id).state == "cancelled"
         assert session.get(Dataset, "d1").state == "failed"
     assert not upload.exists()
+
+
+def test_a_run_that_has_waited_long_for_many_is_not_passed_for_ever(database):
+    """One of two slots is taken; what becomes free is kept for the run that needs both."""
+    add_host()
+    busy, wide, small = (add_run(devices={"kind": "cpu", "count": n}) for n in (1, 2, 1))
+    claims = []
+    for long_ago in (False, True):
+        with db.transaction() as session:
+            if long_ago:
+                session.execute(update(Run).where(Run.id == wide).values(queued_at=Run.queued_at - 3600))
+            claims.append(queue.claim_run(session, HOST))
+    assert [c and c.run_id for c in claims] == [busy, None]
+    with db.transaction() as session:
+        session.execute(update(Run).where(Run.id == wide).values(queued_at=Run.queued_at + 3600))
+        assert queue.claim_run(session, HOST).run_id == small, "as long as it has not waited long, others may pass"
