@@ -159,6 +159,75 @@ def test_compose_gives_commands_and_settings_that_exist() -> None:
         assert (ROOT / name).is_file()
 
 
+def described(name: str) -> dict:
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+OVERLAYS = {"docker-compose.share.yml": set(ROLES) | {"postgres", "valkey"}, "docker-compose.gpu.yml": {"worker"}}
+COMPOSE = ("docker-compose.yml", "docker-compose.workers.yml", *OVERLAYS)
+
+
+@pytest.mark.parametrize("name", COMPOSE)
+def test_every_compose_file_names_settings_commands_and_files_that_exist(name: str) -> None:
+    from app.core.settings import Settings
+    from app.core.timing import Timing
+    from worker.cli.__main__ import COMMANDS
+
+    fields = {f"STUDIO_{field}".upper() for field in (*Settings.model_fields, *Timing.model_fields)}
+    for role, service in described(name)["services"].items():
+        if role in ROLES:
+            assert set(service.get("environment", {})) <= fields
+            assert service.get("command", [role])[0] in COMMANDS
+        for variable, value in service.get("environment", {}).items():
+            assert value is not None, f"{variable} has no value"
+    text = (ROOT / name).read_text()
+    for mentioned in re.findall(r"docker-compose[\w.]*\.yml|docs/[\w-]+\.md", text):
+        assert (ROOT / mentioned).is_file(), mentioned
+    heads = set(re.findall(r"^#   (\w+)=", text, re.MULTILINE))
+    asked = set(re.findall(r"\$\{(\w+):\?", text))  # compose refuses to start without
+    assert asked == heads, "what .env must say stands at the head, and nothing else does"
+
+
+def test_a_further_machine_is_a_worker_like_the_first_ones() -> None:
+    first, further = compose(), described("docker-compose.workers.yml")
+    assert set(further["services"]) == {"worker"}
+    ours, theirs = first["services"]["worker"], further["services"]["worker"]
+    for key in ("build", "image", "init", "restart", "command", "shm_size", "stop_grace_period"):
+        assert theirs[key] == ours[key], key
+    assert volumes(theirs) == volumes(ours), "the run directory lies at the same path"
+    assert set(theirs["environment"]) == {"STUDIO_HOST_ID", "STUDIO_DATABASE_URL", "STUDIO_REDIS_URL"}
+    assert further["volumes"] == described("docker-compose.share.yml")["volumes"], "and is the same export"
+    assert further["volumes"]["studio-data"]["driver_opts"]["type"] == "nfs"
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_changes_services_that_there_are(name: str) -> None:
+    first = compose()
+    assert set(described(name)["services"]) == OVERLAYS[name] <= set(first["services"])
+    assert set(described(name).get("volumes", {})) <= set(first["volumes"])
+
+
+def test_shared_servers_have_a_password_and_one_address() -> None:
+    shared = described("docker-compose.share.yml")
+    services = shared["services"]
+    for name, port in (("postgres", 5432), ("valkey", 6379)):
+        [published] = services[name]["ports"]
+        assert published.startswith("${STUDIO_SHARE_ADDRESS:?") and published.endswith(f"}}:{port}:{port}")
+    assert ":?" in services["postgres"]["environment"]["POSTGRES_PASSWORD"]
+    assert "requirepass ${STUDIO_REDIS_PASSWORD:?" in shared["configs"]["valkey"]["content"]
+    for role in ROLES:
+        assert services[role]["environment"]["STUDIO_REDIS_URL"].startswith("redis://:${STUDIO_REDIS_PASSWORD:?")
+
+
+def test_the_page_about_machines_has_every_time() -> None:
+    from app.core.timing import Timing
+
+    text = (ROOT / "docs" / "running-elsewhere.md").read_text()
+    table = text[text.index("### Clocks and times"):text.index("## Behind a proxy")]
+    rows = re.findall(r"^\| (`[A-Z_`, ]+`) \|", table, re.MULTILINE)
+    assert set(re.findall(r"\w+", " ".join(rows))) == {name.upper() for name in Timing.model_fields}
+
+
 def test_the_image_is_made_of_what_is_there() -> None:
     text = re.sub(r"\\\n\s*", " ", (ROOT / "Dockerfile").read_text())
     stages, at, left_out = [], None, (ROOT / ".dockerignore").read_text().split()

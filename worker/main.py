@@ -27,6 +27,7 @@ from app.core import logging
 from app.core.channels import WAKE_TASK, celery_config
 from app.core.settings import get_settings
 from app.core.timing import get_timing
+from worker import join
 from worker.bell import Bell
 from worker.drain import drain_host
 from worker.launcher import ROOT
@@ -66,6 +67,8 @@ def _grandparent() -> int | None:
 class Worker:
     """The main process of the worker."""
 
+    celery_command = (sys.executable, "-P", "-m", "worker.main", "celery")
+
     def __init__(self, *, drain: bool):
         self.drain = drain
         self.reconciler = Reconciler()
@@ -75,6 +78,8 @@ class Worker:
         self._celery_due = 0.0
         self._backoff = 1.0
         self._database_away = False
+        self._by_up = join.started_by_up()
+        self._problem: str | None = None
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -84,11 +89,12 @@ class Worker:
         try:
             while not self.stop_asked:
                 self._keep_celery()
-                if time.monotonic() >= next_heartbeat and self._try(
-                        lambda: self.reconciler.heartbeat(worker_pid=os.getpid())):
+                if time.monotonic() >= next_heartbeat and self._try(self._heartbeat):
                     next_heartbeat = time.monotonic() + get_timing().heartbeat_every_s
-                for act in (self.reconciler.reconcile, claim_and_start, self.reconciler.start_jobs):
-                    self._try(act)
+                self._try(self.reconciler.reconcile)
+                if self._problem is None:
+                    self._try(claim_and_start)
+                    self._try(self.reconciler.start_jobs)
                 self.woken.wait(get_timing().poll_s)
             self._try(lambda: self.reconciler.heartbeat(draining=True))
             self._end_celery()
@@ -99,8 +105,19 @@ class Worker:
             self._end_celery()
         return 0
 
+    def _heartbeat(self) -> None:
+        """Say that this worker lives, and whether it takes new work."""
+        problem = join.problem_now(by_up=self._by_up)
+        if problem and problem != self._problem:
+            log.warning("takes_nothing_new", why=problem)
+        elif self._problem and not problem:
+            log.info("takes_new_work_again")
+        self._problem = problem
+        self.reconciler.heartbeat(worker_pid=os.getpid(), problem=problem)
+
     def _try(self, act) -> bool:
         """``act``; a database that is away is waited for, and its expired leases are then not believed."""
+        began = time.monotonic()
         try:
             act()
         except SQLAlchemyError as error:
@@ -111,7 +128,8 @@ class Worker:
         except OSError as error:  # no memory or no process left to start a runner with
             log.error("could_not_start", error=str(error))
             return False
-        if self._database_away:
+        waited = time.monotonic() - began > get_timing().lease_s / 2  # SQLite waits where PostgreSQL fails
+        if self._database_away or waited:
             log.info("database_back")
             self.reconciler.database_was_away()
             self._database_away = False
@@ -128,8 +146,7 @@ class Worker:
             self._backoff = min(LONGEST_BACKOFF_S, self._backoff * 2)
         if time.monotonic() >= self._celery_due:
             env = {**os.environ, "STUDIO_WORKER_PID": str(os.getpid()), "PYTHONPATH": str(ROOT)}
-            self.celery = subprocess.Popen([sys.executable, "-P", "-m", "worker.main", "celery"], cwd=ROOT, env=env,
-                                           stdin=subprocess.DEVNULL)
+            self.celery = subprocess.Popen(self.celery_command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL)
 
     def _end_celery(self) -> None:
         if self.celery is None or self.celery.poll() is not None:
@@ -149,8 +166,10 @@ class Worker:
 def run_celery() -> None:
     """The Celery process: ends with its parent."""
     from minimind.lifeline import die_with_parent
+    from worker import transport
 
     die_with_parent(int(os.environ.get("STUDIO_WORKER_PID", 0)))  # it may have ended while this one was starting
+    transport.install()
     # In a container everything runs as root; the broker is ours alone and carries no code.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     celery.worker_main(["--quiet", "worker", "--concurrency", "1", "--pool", "prefork", "--loglevel", "WARNING",

@@ -95,7 +95,7 @@ class Supervisor:
         return 0
 
     def _start(self) -> None:
-        from worker.database import migrate  # Alembic: after the cheap checks
+        from worker.database import open_installation  # Alembic: after the cheap checks
 
         embedded = None
         env = self._environment()
@@ -104,7 +104,7 @@ class Supervisor:
             embedded.clean()
             env["STUDIO_REDIS_URL"] = os.environ["STUDIO_REDIS_URL"] = embedded.url
             self._add("broker", embedded.command, {**env, VARIABLE: str(os.getpid())}).start()
-        migrate()
+        open_installation()
         check_host(self.options.host)
         if embedded is not None:
             self._wait_for(lambda: broker.answers(embedded.url), "The broker", within_s=15)

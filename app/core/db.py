@@ -38,6 +38,9 @@ except ImportError:  # no wheel for this platform
 BUSY_TIMEOUT_S = 30.0
 _engines: dict[str, Engine] = {}
 _left_to_the_parent: list[dict[str, Engine]] = []
+#: a server that lost its power, or a cable that was pulled, says nothing at all: noticed in half a minute, not in hours
+_NOTICE_SILENCE = {"keepalives": 1, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3,
+                   "tcp_user_timeout": 30_000}
 _READ_ONLY = {"read_only": True, "postgresql_readonly": True}
 _NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "afs", "ceph", "lustre", "glusterfs"}
 
@@ -96,7 +99,8 @@ def _make_engine(url: str) -> Engine:
 
 def _postgresql_engine(url: sqlalchemy.engine.URL) -> Engine:
     engine = create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=10,
-                           max_overflow=20, connect_args={"connect_timeout": 5, "application_name": "studio"})
+                           max_overflow=20,
+                           connect_args={"connect_timeout": 5, "application_name": "studio", **_NOTICE_SILENCE})
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:

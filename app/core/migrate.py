@@ -29,6 +29,19 @@ def upgrade(database_url: str | None = None) -> None:
     command.upgrade(alembic_config(database_url or get_settings().sqlalchemy_url), "head")
 
 
+def schema_state(database_url: str | None = None) -> str:
+    """How the schema stands to this program: ``current``, ``older``, ``newer`` (made by another version), ``none``."""
+    url = database_url or get_settings().sqlalchemy_url
+    scripts = ScriptDirectory.from_config(alembic_config(url))
+    with engine_for(url).execution_options(read_only=True).connect() as connection:
+        present = MigrationContext.configure(connection).get_current_revision()
+    if present is None:
+        return "none"
+    if present == scripts.get_current_head():
+        return "current"
+    return "older" if present in {script.revision for script in scripts.walk_revisions()} else "newer"
+
+
 def is_current(database_url: str | None = None) -> bool:
     """Whether the schema is the one that this program was written for."""
     url = database_url or get_settings().sqlalchemy_url

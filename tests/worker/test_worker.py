@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -15,11 +16,11 @@ import psutil
 import pytest
 
 from app.core import channels, db, queue, states
-from app.core.models import Dataset, Host, Run, TokenizerRow
+from app.core.models import Dataset, Host, Run, TokenizerRow, new_id
 from app.core.settings import get_settings
 from minimind.tokenizer import Tokenizer
 from tests.database_rig import add_run, get_run
-from tests.worker.runner_rig import ROOT, attempt_of, checkpoints_of, is_dense, wait_for_state, wait_until
+from tests.worker.runner_rig import ROOT, attempt_of, checkpoints_of, is_dense, wait_for_state, wait_until, wish
 from worker import broker
 
 pytestmark = pytest.mark.integration
@@ -137,6 +138,45 @@ def test_celery_starts_a_run_by_the_bell_alone_and_its_tokenizer_is_kept(runners
             row = session.get(TokenizerRow, run_id)
         assert Tokenizer.load(row.path).fingerprint == row.fingerprint and row.vocab_size <= 400
         stop(process)
+
+
+def _message(**changes: object) -> bytes:
+    """What a bell looks like in the queue."""
+    body = base64.b64encode(json.dumps([["run"], {}, {}]).encode()).decode()
+    return json.dumps({
+        "body": body, "content-type": "application/json", "content-encoding": "utf-8",
+        "headers": {"task": channels.WAKE_TASK, "id": new_id(), "lang": "py"},
+        "properties": {"delivery_tag": new_id(), "delivery_info": {"exchange": "", "routing_key": "wake"},
+                       "body_encoding": "base64", "correlation_id": new_id()}} | changes).encode()
+
+
+def test_no_message_ends_celery_and_the_next_bell_is_heard(runners, bell, monkeypatch):
+    monkeypatch.setenv("STUDIO_POLL_S", "3600")
+    canary = get_settings().data_dir / "canary"
+    hostile = base64.b64encode(f"cposix\nsystem\n(S'touch {canary}'\ntR.".encode()).decode()
+    messages = [b"garbage", b"\xff\xfe", b"[]", b"{}", b"[" * 50_000, b'{"__type__": "decimal", "__value__": "x"}',
+                _message(properties=[]), _message(headers=None), _message(headers={"task": ["x"], "id": "1"}),
+                _message(headers={"task": "os.system", "id": "1"}), _message(body="no base64"),
+                _message(headers={"task": channels.WAKE_TASK, "id": "1", "timelimit": "long", "eta": "soon"}),
+                _message(body=hostile, **{"content-type": "application/x-python-serialize",
+                                          "content-encoding": "binary"})]
+    with worker() as process, channels.client() as client:
+        wait_until(lambda: _host_is_of(process.pid), timeout_s=40)
+        wait_until(lambda: celery_of(process) and celery_of(process)[0].children(), timeout_s=40)
+        celery = celery_of(process)[0]
+        queue_key = f"{get_settings().redis_prefix}:celery:wake"
+        client.lpush(queue_key, *messages)
+        wait_until(lambda: client.llen(queue_key) == 0, timeout_s=40)
+        run_id = add_run()
+        wait_for_state(run_id, "starting", "running", timeout_s=40)
+        wish(states.request_cancel, run_id)
+        wait_for_state(run_id, "cancelled", timeout_s=60)
+        assert celery_of(process) == [celery], "the same process all the time"
+        assert client.hlen(f"{get_settings().redis_prefix}:celery:unacked") == 0
+        stop(process)
+    log = (get_settings().data_dir / "worker.log").read_text()
+    assert log.count("message_rejected") >= 7 and "os.system" in log and "ContentDisallowed" in log
+    assert not canary.exists()
 
 
 def test_a_wish_rings_the_runner(runners, bell, monkeypatch):

@@ -10,7 +10,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from worker import join
     from worker.inference import main
 
+    join.check("inference")
+    join.look_for_broker("inference")
     main()
     return 0

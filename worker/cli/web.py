@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import secrets
 import socket
+
+OPEN_FILES = 8192
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,11 +19,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def open_alone() -> socket.socket:
     """Without a supervisor: migrate, listen, and on a loopback address make and print a login token."""
     from app.core.settings import get_settings
-    from worker.database import migrate
+    from worker.database import open_installation
     from worker.supervisor import check_host, in_url, is_loopback, listen
 
     settings = get_settings()
-    migrate()
+    open_installation()
     check_host(settings.host)
     listener = listen(settings.host, settings.port)
     url = f"http://{in_url(settings.host)}:{listener.getsockname()[1]}/"
@@ -30,6 +33,14 @@ def open_alone() -> socket.socket:
         url += f"?token={os.environ['STUDIO_LOGIN_TOKEN']}"
     print(f"Web process at {url}", flush=True)
     return listener
+
+
+def allow_many_sockets() -> None:
+    """Every page that is open holds one; the usual 1,024 open files are a soft limit, and ours to raise."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,5 +54,6 @@ def run(args: argparse.Namespace) -> int:
     config = uvicorn.Config("app.main:create_app", factory=True, timeout_graceful_shutdown=3, proxy_headers=False,
                             server_header=False, ws_max_size=64 * 1024, log_level="info", access_log=False)
     server = uvicorn.Server(config)
+    allow_many_sockets()
     server.run(sockets=[listener])
     return 0 if server.started else 1

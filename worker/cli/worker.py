@@ -1,7 +1,8 @@
 """The worker of this host alone: takes queued runs and jobs from the database.
 
 Runs outlive it, and the next worker of the host adopts them; with --drain they save, pause and go back into the
-queue when it ends.
+queue when it ends. On a further machine, STUDIO_DATABASE_URL, STUDIO_REDIS_URL and STUDIO_DATA_DIR name what it
+shares with the others; docs/running-elsewhere.md has the details.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from worker import join
     from worker.main import main
 
-    return main([], drain=args.drain or None)
+    join.check("worker")
+    with join.only_worker():
+        join.look_for_broker("worker")
+        return main([], drain=args.drain or None)
