@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import re
 import time
 from collections import Counter
@@ -41,7 +42,9 @@ from app.live_hub import (
 
 router = APIRouter(tags=["live"])
 
-MAX_SOCKETS_PER_USER = 200  # on a machine of one person all pages and scripts are one user
+#: on a machine of one person all pages and scripts are one user, and a class may watch through one login; a socket
+#: costs about 100 kB and a file descriptor, of which a process has 1,024 by default
+MAX_SOCKETS_PER_USER = 600
 MAX_TOPICS = 32
 #: messages of a client within one second
 MAX_MESSAGES_PER_S = 100  # a page that is back asks for all its topics at once
@@ -124,10 +127,11 @@ class Connection:
 
     async def _send(self) -> None:
         while True:
-            text = await self.client.next()
+            batch = await self.client.next()
             try:
                 async with asyncio.timeout(SEND_LIMIT_S):
-                    await self.websocket.send_text(text)
+                    for text in batch:
+                        await self.websocket.send_text(text)
             except TimeoutError:
                 raise _Close(TOO_SLOW, "too slow") from None
 
@@ -137,13 +141,23 @@ class Connection:
 
     async def _recheck(self) -> None:
         while True:
-            await asyncio.sleep(RECHECK_LOGIN_S)
+            # spread out, also for those that came at once (after a restart): a look for each is a burst of hundreds
+            await asyncio.sleep(RECHECK_LOGIN_S * random.uniform(0.5, 0.9))
             try:
-                still = await run_in_threadpool(self._still_welcome)
+                still = await self._is_welcome()
             except SQLAlchemyError:
                 continue  # the database is away: nothing new is told either
             if not still:
                 raise _Close(NOT_LOGGED_IN, "logged out")
+
+    async def _is_welcome(self) -> bool:
+        """Connections of one login share a look that is young enough: none goes on for ``RECHECK_LOGIN_S`` unasked."""
+        looks, now = self.hub.login_looks, time.monotonic()
+        for user in [user for user, (at, _) in looks.items() if now - at > 0.1 * RECHECK_LOGIN_S]:
+            del looks[user]
+        if self.user not in looks:
+            looks[self.user] = now, await run_in_threadpool(self._still_welcome)
+        return looks[self.user][1]
 
     def _still_welcome(self) -> bool:
         with reading() as session:

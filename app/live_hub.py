@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
+from app.auth.service import Identity
 from app.core.channels import live_channel
 from app.core.db import Session, reading
 from app.core.errors import AppError
@@ -29,10 +31,11 @@ from app.core.settings import get_settings
 from app.core.tasks import end
 from app.core.timing import get_timing
 from app.pipelines.service import get_pipeline, shown
+from app.runs.outlook import NOTHING
 from app.runs.queries import event_out, events_after, list_runs
 from app.runs.schemas import RunOut
 from app.runs.service import get_run
-from app.system.service import system
+from app.system.service import queue, system
 from minimind.events import dumps
 
 log = get_logger(__name__)
@@ -43,6 +46,8 @@ PAGE = 500
 RUNS_SHOWN = 100
 #: a client with more than this waiting is too slow
 MAX_WAITING_MESSAGES, MAX_WAITING_BYTES = 2000, 4 << 20
+#: what is handed to a connection at once, and how long it may take to take that
+BATCH_BYTES = 64 << 10
 SEND_LIMIT_S = 10.0
 VALUE_TOPICS = ("runs", "system")
 
@@ -51,10 +56,10 @@ class Client:
     """The sending side of one websocket: a bounded queue. ``overflow`` is called once when it is too slow."""
 
     def __init__(self, overflow: Callable[[], None]):
-        self._queue: asyncio.Queue[str] = asyncio.Queue()
+        self._waiting: deque[str] = deque()
         self._bytes = 0
         self._overflow = overflow
-        self._room = asyncio.Event()
+        self._news, self._room = asyncio.Event(), asyncio.Event()
         self.is_slow = False
 
     def push(self, message: dict[str, Any]) -> None:
@@ -64,9 +69,10 @@ class Client:
     def push_text(self, text: str) -> None:
         if self.is_slow:
             return
-        self._queue.put_nowait(text)
+        self._waiting.append(text)
         self._bytes += len(text)
-        if self._queue.qsize() > MAX_WAITING_MESSAGES or self._bytes > MAX_WAITING_BYTES:
+        self._news.set()
+        if len(self._waiting) > MAX_WAITING_MESSAGES or self._bytes > MAX_WAITING_BYTES:
             self.give_up()
 
     def give_up(self) -> None:
@@ -76,7 +82,7 @@ class Client:
 
     async def push_paced(self, text: str) -> bool:
         """As ``push_text``, but wait for room first (a replay is longer than the queue); False if there is none."""
-        while self._queue.qsize() > MAX_WAITING_MESSAGES // 2 or self._bytes > MAX_WAITING_BYTES // 2:
+        while len(self._waiting) > MAX_WAITING_MESSAGES // 2 or self._bytes > MAX_WAITING_BYTES // 2:
             self._room.clear()
             try:
                 async with asyncio.timeout(SEND_LIMIT_S):
@@ -87,11 +93,18 @@ class Client:
         self.push_text(text)
         return not self.is_slow
 
-    async def next(self) -> str:
-        text = await self._queue.get()
-        self._bytes -= len(text)
+    async def next(self) -> list[str]:
+        """What waits, at least one message: one turn of the event loop for all news of a look, not one for each."""
+        while not self._waiting:
+            self._news.clear()
+            await self._news.wait()
+        batch, size = [], 0
+        while self._waiting and size < BATCH_BYTES:
+            batch.append(self._waiting.popleft())
+            size += len(batch[-1])
+        self._bytes -= size
         self._room.set()
-        return text
+        return batch
 
 
 class Topic:
@@ -118,6 +131,8 @@ class Hub:
         self._tasks: list[asyncio.Task] = []
         self._installation: str | None = None
         self.on_reset: set[Callable[[str], None]] = set()
+        #: whose login was looked at when (monotonic), and whether it still stood: many connections share one look
+        self.login_looks: dict[Identity, tuple[float, bool]] = {}
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._poll()),
@@ -266,7 +281,9 @@ def read_value(topic: str) -> dict[str, Any]:
         rows, _ = list_runs(session, Paging(limit=RUNS_SHOWN))
         # runs that are older than those shown change too, and pages follow this topic to hear of it
         changed_at = rfc3339(session.scalar(select(func.max(Run.updated_at))))
-        return {"items": [RunOut.of(r).model_dump(mode="json") for r in rows], "changed_at": changed_at}
+        # without forecasts, which change with every look; "queue": pages follow this topic to hear of a pause too
+        return {"items": [RunOut.of(r, NOTHING).model_dump(mode="json") for r in rows], "changed_at": changed_at,
+                "queue": queue(session)}
 
 
 def mark_of(value: dict[str, Any]) -> int:

@@ -256,6 +256,7 @@ class Run(Base):
         UniqueConstraint("pipeline_id", "pipeline_position", name="one_run_per_pipeline_position"),
         Index("run_queue", "state", "priority", "queue_key"),
         Index("run_newest", "created_at", "id"),
+        Index("run_changed", "updated_at"),
     )
 
 

@@ -120,6 +120,9 @@ def _base(session: Session, id: str | None, stage: str, found: Problems) -> Chec
     base = find(session, Checkpoint, id)
     if base is None:
         found.say("base_checkpoint_id", "There is no checkpoint of this id.", "GET /api/v1/checkpoints lists them.")
+    elif base.state == "corrupt":
+        found.say("base_checkpoint_id", f"This checkpoint is damaged: {base.problem}", "Choose another one of its run.")
+        return None
     elif base.state != "ready" or not Path(base.path, "manifest.json").is_file():
         found.say("base_checkpoint_id", "The files of this checkpoint are no longer there.", "Choose another one.")
         return None

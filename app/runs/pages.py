@@ -9,11 +9,13 @@ from fastapi import APIRouter, Query, Request, Response
 from app.auth.deps import User
 from app.core.db import reading
 from app.core.models import RUN_STATES
-from app.core.rest import Paging
+from app.core.rest import Paging, rfc3339
 from app.rendering import page
 from app.runs import queries, service
+from app.runs.outlook import look
 from app.runs.schemas import RunOut
 from app.runs.view import view
+from app.runs.waiting import paused_words
 from minimind.config import STAGES
 
 router = APIRouter(include_in_schema=False)
@@ -34,9 +36,12 @@ def runs_page(request: Request, user: User, state: Annotated[str, Query(max_leng
                                             text=text.replace("\0", "").strip() or None)
         runs = [RunOut.of(r) for r in rows]
         trained = bool(runs) or queries.any_run(session)
+        paused = look(session).paused
     template = "pages/runs_rows.html" if part == "rows" else "pages/runs.html"
     return page(request, template, runs=runs, next_cursor=following, is_filtered=bool(state or stage or text),
-                trained=trained, state=state, stage=stage, text=text, cursor=cursor, stages=list(STAGES))
+                trained=trained, state=state, stage=stage, text=text, cursor=cursor, stages=list(STAGES),
+                paused=None if paused is None else paused_words(paused),
+                paused_since=None if paused is None else rfc3339(paused.since))
 
 
 @router.get("/runs/{id}")

@@ -9,19 +9,22 @@ from fastapi import APIRouter, Query, Response
 from app.auth.deps import User
 from app.checkpoints.queries import of_run
 from app.checkpoints.schemas import CheckpointOut
+from app.core import damage
 from app.core.db import transaction
 from app.core.errors import Invalid
 from app.core.once import Post
 from app.core.rest import Page, PagingQuery, Read
 from app.core.states import request_cancel, request_pause, request_resume
-from app.runs import queries, service
+from app.runs import attempts, order, queries, service
 from app.runs.metrics import DEFAULT_POINTS, MAX_POINTS, MIN_POINTS, metrics
 from app.runs.schemas import (
+    AttemptOut,
     Cancel,
     Clone,
     EventOut,
     LogPage,
     MetricsOut,
+    Move,
     Resume,
     RunCreate,
     RunOut,
@@ -37,6 +40,7 @@ ACCEPTED = {"status_code": 202, "response_model": RunOut}
 @router.post("", status_code=201, response_model=RunOut)
 def create_run(asked: RunCreate, post: Post):
     """Queue a run. It starts as soon as a machine with free devices finds it the best in the queue."""
+    damage.look(asked.base_checkpoint_id)  # reads its files once: not while others wait for the database
     return post.do(201, lambda session: RunOut.of(service.create(session, post.user_id, asked)))
 
 
@@ -92,6 +96,12 @@ def cancel_run(id: str, post: Post, wish: Cancel | None = None):
     return post.do(202, lambda session: RunOut.of(request_cancel(session, service.get_run(session, id), save)))
 
 
+@router.post("/{id}/move", **ACCEPTED)
+def move_run(id: str, post: Post, wish: Move):
+    """Give a queued run another place in the queue; past a neighbour of another priority it takes that priority."""
+    return post.do(202, lambda session: RunOut.of(order.move(session, service.get_run(session, id), wish.to)))
+
+
 @router.post("/{id}/clone", **ACCEPTED)
 def clone_run(id: str, post: Post, changes: Clone | None = None):
     """Queue the same run again, with some keys of its configuration changed."""
@@ -142,9 +152,16 @@ def list_samples(id: str, session: Read) -> Page[SampleOut]:
     return Page(items=queries.samples(session, id))
 
 
+@router.get("/{id}/attempts")
+def list_attempts(id: str, session: Read) -> Page[AttemptOut]:
+    """Every start of this run, the newest first: where it ran, and how it ended."""
+    service.get_run(session, id)
+    return Page(items=attempts.of_run(session, id))
+
+
 @router.get("/{id}/checkpoints")
 def list_checkpoints(id: str, session: Read) -> Page[CheckpointOut]:
-    """Checkpoints of this run that can be used, oldest step first."""
+    """Checkpoints of this run, oldest step first; those whose ``state`` is ``corrupt`` cannot be used."""
     service.get_run(session, id)
     return Page(items=[CheckpointOut.of(c) for c in of_run(session, id)])
 

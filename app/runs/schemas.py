@@ -9,6 +9,8 @@ from pydantic import BaseModel, Field
 from app.core import sparkline
 from app.core.models import Run
 from app.core.rest import CollectingBody, Name, Priority, RequestBody, Tag, Text, rfc3339
+from app.runs.order import Direction
+from app.runs.outlook import Prospect, prospect
 from minimind.events import finite
 
 PROGRESS_KEYS = ("step", "total_steps", "tokens", "loss", "eval_loss", "tokens_per_s", "eta_s", "phase", "phase_done",
@@ -51,6 +53,10 @@ class Cancel(RequestBody):
     save: Annotated[bool, Field(strict=True)] = Field(False, description="Save a last checkpoint before stopping.")
 
 
+class Move(RequestBody):
+    to: Direction = Field(description="up and down: past one neighbour; first and last: past all of them.")
+
+
 class Clone(RequestBody):
     """What the copy changes: given keys of ``config`` replace those of the original."""
 
@@ -77,7 +83,11 @@ class Progress(BaseModel):
 
 class RunOut(BaseModel):
     """A run; times are RFC 3339 in UTC. ``sparkline`` is its loss as ``[step, loss]``, 30 points at most, the newest
-    last."""
+    last.
+
+    ``waiting_for`` says why a queued run has not begun. ``predicted_start_at`` and ``predicted_end_at`` follow from the
+    order of the queue and measured speeds; null where nobody knows, and in the list that the topic ``runs`` sends.
+    """
 
     id: str
     name: str
@@ -106,9 +116,14 @@ class RunOut(BaseModel):
     ended_at: str | None
     updated_at: str
     error: dict[str, Any] | None
+    waiting_for: str | None
+    predicted_start_at: str | None
+    predicted_end_at: str | None
 
     @classmethod
-    def of(cls, run: Run) -> RunOut:
+    def of(cls, run: Run, ahead: Prospect | None = None) -> RunOut:
+        """``ahead``: what lies before it, where that is known already (or ``NOTHING`` where it is not wanted)."""
+        ahead = prospect(run) if ahead is None else ahead
         progress = finite({key: run.progress.get(key) for key in PROGRESS_KEYS})
         plain = {name: getattr(run, name) for name in (
             "id", "name", "notes", "tags", "stage", "state", "desired", "reason", "attempt", "config", "devices",
@@ -116,12 +131,37 @@ class RunOut(BaseModel):
             "pipeline_position", "parent_id", "allow_changes")}
         times = {name: rfc3339(getattr(run, name)) for name in ("created_at", "started_at", "ended_at", "updated_at")}
         return cls(**plain, **times, progress=Progress(**progress), error=_error(run.error),
-                   sparkline=sparkline.shown(run.progress))
+                   sparkline=sparkline.shown(run.progress), waiting_for=ahead.waiting_for,
+                   predicted_start_at=_whole_second(ahead.start), predicted_end_at=_whole_second(ahead.end))
+
+
+def _whole_second(t: float | None) -> str | None:
+    """A prediction is no more exact than that."""
+    return None if t is None else rfc3339(round(t))
 
 
 def _error(error: dict | None) -> dict | None:
     """``{class, message, hint}`` with every key present."""
     return None if error is None else {"class": None, "message": "", "hint": None} | finite(error)
+
+
+class AttemptOut(BaseModel):
+    """One start of a run. ``outcome`` is what it came to: ``lost`` while its holder is silent, ``handed back`` where a
+    machine stopped and saved it, ``interrupted`` where the run goes on by itself, ``ended`` where nothing was written
+    down. ``error`` says what ended one that failed or was interrupted."""
+
+    number: int
+    state: Literal["open", "lost", "closed"]
+    outcome: Literal["running", "lost", "completed", "paused", "handed back", "stopped", "failed", "interrupted",
+                     "ended"]
+    host_id: str
+    host: str
+    devices: list[str] | None
+    world_size: int | None
+    resumed_from_step: int | None
+    started_at: str
+    ended_at: str | None
+    error: dict[str, Any] | None
 
 
 class EventOut(BaseModel):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import select
 
-from app.checkpoints.queries import of_run
+from app.checkpoints.queries import SavingCost, of_run, saving_cost
 from app.checkpoints.schemas import CheckpointOut
 from app.core.db import Session, now
 from app.core.models import (
@@ -22,10 +22,8 @@ from app.core.models import (
 )
 from app.core.settings import get_settings
 from app.i18n import gettext as _
-from app.runs import report
-from app.runs.schemas import RunOut
-from app.runs.waiting import devices_in_use, reason
-from app.system.service import ready_hosts
+from app.runs import attempts, report
+from app.runs.schemas import AttemptOut, RunOut
 from minimind.config import STAGES, TrainConfig, stage_schema
 from minimind.presets import ModelConfig
 from minimind.run_dir import RunDir, read_json
@@ -74,11 +72,12 @@ class RunView:
     sequence_length: int | None
     phases: list[Phase]
     devices: list[Device]
+    attempts: list[AttemptOut]
     checkpoints: list[CheckpointOut]
     more_checkpoints: int
+    saving: SavingCost | None
     #: seconds in which processes worked on it, pauses left out
     active_s: float
-    waits_for: str | None
     changed: dict[str, object]
     numbers: list[report.Number]
     choices: list[report.Choice]
@@ -90,9 +89,14 @@ class RunView:
         return self.run.state in TERMINAL_STATES
 
     @property
+    def waits_for(self) -> str | None:
+        return self.run.waiting_for
+
+    @property
     def latest_checkpoint(self) -> CheckpointOut | None:
         """What chat answers with: a later attempt supersedes what earlier ones saved, also at a higher step."""
-        return max(self.checkpoints, key=lambda c: (c.attempt, c.step), default=None)
+        usable = (c for c in self.checkpoints if c.state == "ready")
+        return max(usable, key=lambda c: (c.attempt, c.step), default=None)
 
     @property
     def is_indeterminate(self) -> bool:
@@ -106,14 +110,16 @@ def view(session: Session, run: Run) -> RunView:
     model = ModelConfig.from_dict(resolved["model"]) if "model" in resolved else None
     checkpoints = of_run(session, run.id)
     newest = checkpoints[-CHECKPOINTS_SHOWN:]
+    active_s = _active_seconds(session, run)
     return RunView(
         run=shown, data=_data(session, run), base=_base(session, run), tokenizer=_tokenizer(session, run),
         pipeline=_pipeline(session, run), parent=_parent(session, run),
         parameters=model.num_parameters() if model is not None else None,
         active_parameters=model.num_active_parameters() if model is not None else None,
         sequence_length=resolved.get("max_seq_len"), phases=phases(run), devices=_devices(session, run),
+        attempts=attempts.of_run(session, run.id),
         checkpoints=[CheckpointOut.of(c) for c in newest], more_checkpoints=len(checkpoints) - len(newest),
-        active_s=_active_seconds(session, run), waits_for=_waits_for(session, run), changed=changed_options(run),
+        saving=saving_cost(session, run.id, active_s), active_s=active_s, changed=changed_options(run),
         numbers=report.numbers(session, run), choices=report.choices(resolved), data_report=report.data(session, run),
         warnings=report.warnings(session, run))
 
@@ -206,15 +212,6 @@ def _active_seconds(session: Session, run: Run) -> float:
     at = now(session)
     return sum((attempt.ended_at or at) - attempt.started_at
                for attempt in session.scalars(select(Attempt).where(Attempt.run_id == run.id)))
-
-
-def _waits_for(session: Session, run: Run) -> str | None:
-    """Why a queued run has not begun, in words."""
-    if run.state != "queued":
-        return None
-    ahead = session.query(Run).filter(Run.state == "queued", Run.id != run.id, (Run.priority > run.priority) | (
-        (Run.priority == run.priority) & (Run.queue_key < run.queue_key))).count()
-    return reason(run, ready_hosts(session), devices_in_use(session), now(session), ahead)
 
 
 def changed_options(run: Run) -> dict[str, object]:

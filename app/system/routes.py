@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
+from app.core import damage
 from app.core.errors import Unavailable
 from app.core.once import Post
-from app.core.rest import Page, Read
+from app.core.rest import Page, Read, RequestBody, Text
 from app.runs import preflight
 from app.runs.preflight import PreflightOut, PreflightRequest
 from app.system import service
@@ -54,6 +55,7 @@ def list_presets() -> Page[PresetOut]:
 @router.post("/preflight", response_model=PreflightOut)
 def run_preflight(asked: PreflightRequest, post: Post):
     """What a run would need, computed without starting it; refused with the same problems as the run."""
+    damage.look(asked.base_checkpoint_id)
     return post.do(200, lambda session: preflight.answer(session, asked))
 
 
@@ -61,6 +63,27 @@ def run_preflight(asked: PreflightRequest, post: Post):
 def get_system(session: Read) -> dict[str, Any]:
     """Machines, devices, queue, versions."""
     return service.system(session) | service.broker_status()
+
+
+class QueueWish(RequestBody):
+    paused: Annotated[bool, Field(strict=True)]
+    note: Annotated[Text, Field(max_length=500)] | None = Field(None, description="Why, for everybody to read.")
+
+
+class QueueOut(BaseModel):
+    """``since`` is RFC 3339; all three are null while the queue goes on."""
+
+    paused: bool
+    since: str | None
+    by: str | None
+    note: str | None
+
+
+@router.post("/system/queue", response_model=QueueOut)
+def set_queue(wish: QueueWish, post: Post):
+    """Maintenance: while the queue is paused no queued run starts; what runs goes on. Admins only."""
+    note = (wish.note or "").strip() or None
+    return post.do(200, lambda session: service.set_queue(session, post.user_id, paused=wish.paused, note=note))
 
 
 @root_router.get("/healthz")

@@ -13,12 +13,17 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.core import channels, inference, migrate
 from app.core.db import Session, now, reading
-from app.core.models import JOB_STATES, RUN_STATES, DeviceLease, Host, Installation, Job, Run
+from app.core.errors import Forbidden
+from app.core.models import JOB_STATES, RUN_STATES, DeviceLease, Host, Installation, Job, Run, User
+from app.core.queue import QUEUE_ORDER, ring_after_commit
 from app.core.rest import rfc3339
 from app.core.settings import get_settings
 from app.core.timing import get_timing
+from app.runs.waiting import bad_now
 
 VERSION = "0.1.0"
+#: queued runs that ``queue.next`` names
+NEXT_NAMED = 20
 
 
 def system(session: Session) -> dict[str, Any]:
@@ -30,6 +35,7 @@ def system(session: Session) -> dict[str, Any]:
     hosts = [_host(h, held.get(h.id, []), at) for h in session.scalars(select(Host).order_by(Host.id))]
     settings = get_settings()
     return {"installation": session.scalars(select(Installation.uid)).first(), "version": VERSION, "hosts": hosts,
+            "queue": queue(session) | {"next": _next(session)},
             "runs": _counts(session, Run, RUN_STATES), "jobs": _counts(session, Job, JOB_STATES),
             "database": make_url(settings.sqlalchemy_url).get_backend_name(), "disk": disk(), "time": rfc3339(at)}
 
@@ -38,13 +44,46 @@ def ready_hosts(session: Session) -> list[Host]:
     """Machines whose worker was heard of lately and takes new runs."""
     at = now(session)
     return [h for h in session.scalars(select(Host).order_by(Host.id))
-            if at - h.last_seen_at < get_timing().host_silent_s and not h.draining]
+            if at - h.last_seen_at < get_timing().host_silent_s and not h.draining and not h.problem]
+
+
+def queue(session: Session) -> dict[str, Any]:
+    """``{paused, since, by, note}``: whether somebody has stopped the queue for maintenance. What runs goes on."""
+    row = session.execute(select(Installation.queue_paused_at, Installation.queue_paused_by,
+                                 Installation.queue_note).limit(1)).first()
+    if row is None or row[0] is None:
+        return {"paused": False, "since": None, "by": None, "note": None}
+    return {"paused": True, "since": rfc3339(row[0]), "by": row[1], "note": row[2]}
+
+
+def _next(session: Session) -> list[str]:
+    """The first ids of the queue: a page that follows ``system`` hears of every new order."""
+    return list(session.scalars(select(Run.id).where(Run.state == "queued").order_by(*QUEUE_ORDER).limit(NEXT_NAMED)))
+
+
+def set_queue(session: Session, user_id: str, *, paused: bool, note: str | None = None) -> dict[str, Any]:
+    """Stop the queue or let it go on; admins alone. Stopping a stopped one only changes its note."""
+    user = session.get(User, user_id)
+    if user is None or user.role != "admin":
+        raise Forbidden("Only an admin can pause the queue or let it go on.", hint="Ask an admin.")
+    row = session.scalars(select(Installation).with_for_update()).one()
+    if not paused:
+        if row.queue_paused_at is not None:
+            ring_after_commit(session)
+        row.queue_paused_at = row.queue_paused_by = row.queue_note = None
+    elif row.queue_paused_at is None or (note is not None and note != row.queue_note):
+        row.queue_paused_at = row.queue_paused_at or now(session)
+        row.queue_paused_by, row.queue_note = user.name, note
+    session.flush()
+    return queue(session)
 
 
 def _host(host: Host, held: list[dict], at: float) -> dict[str, Any]:
+    bad = [{"id": id, "reason": each.reason, "until": rfc3339(each.until)} for id, each in bad_now(host, at).items()]
     return {"id": host.id, "name": host.name, "is_alive": at - host.last_seen_at < get_timing().host_silent_s,
-            "draining": host.draining, "cpu_slots": host.cpu_slots, "devices": host.devices, "in_use": held,
-            "versions": host.versions, "load": host.load, "last_seen_at": rfc3339(host.last_seen_at)}
+            "draining": host.draining, "problem": host.problem, "bad_devices": bad, "cpu_slots": host.cpu_slots,
+            "devices": host.devices, "in_use": held, "versions": host.versions, "load": host.load,
+            "last_seen_at": rfc3339(host.last_seen_at)}
 
 
 def _counts(session: Session, model: Any, states: tuple[str, ...]) -> dict[str, int]:
@@ -113,6 +152,8 @@ def prometheus(session: Session) -> str:
     lines += [f'studio_runs{{state="{state}"}} {count}' for state, count in seen["runs"].items()]
     lines += ["# HELP studio_jobs Jobs by state.", "# TYPE studio_jobs gauge"]
     lines += [f'studio_jobs{{state="{state}"}} {count}' for state, count in seen["jobs"].items()]
+    lines += ["# HELP studio_queue_paused Whether the queue is paused for maintenance.",
+              "# TYPE studio_queue_paused gauge", f"studio_queue_paused {int(seen['queue']['paused'])}"]
     lines += ["# HELP studio_host_up Whether a machine's worker was heard of lately.", "# TYPE studio_host_up gauge"]
     lines += [f'studio_host_up{{host="{_label(h["id"])}"}} {int(h["is_alive"])}' for h in seen["hosts"]]
     lines += ["# HELP studio_device_slots_in_use Device slots that runs hold.",

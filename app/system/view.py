@@ -7,16 +7,16 @@ from typing import Any
 
 from sqlalchemy import select
 
-from app.core.db import Session, now
+from app.core.db import Session
 from app.core.models import Dataset, DeviceLease, Job, Run, TokenizerRow
 from app.core.queue import QUEUE_ORDER
-from app.core.rest import Paging, newest_first
+from app.core.rest import Paging, newest_first, rfc3339
 from app.i18n import gettext as _
 from app.i18n import ngettext
 from app.jobs.routes import JobOut
-from app.runs.waiting import devices_in_use, reason
+from app.runs.outlook import Look, look
+from app.runs.waiting import paused_words
 from app.system import service
-from app.system.service import ready_hosts
 
 QUEUE_SHOWN = 20
 JOBS_SHOWN = 10
@@ -32,6 +32,8 @@ class Slot:
     title: str
     run_id: str | None
     run_name: str = ""
+    #: why nothing is started on it for a while
+    problem: str | None = None
 
     @property
     def short(self) -> str:
@@ -53,6 +55,8 @@ class Machine:
     name: str
     is_alive: bool
     draining: bool
+    #: why its worker takes no runs
+    problem: str | None
     last_seen_at: str
     cpus: list[Slot]
     gpus: list[Slot]
@@ -64,6 +68,11 @@ class Machine:
         """Id -> name of the runs that use it, each once."""
         return {slot.run_id: slot.run_name for slot in self.cpus + self.gpus if slot.run_id is not None}
 
+    @property
+    def left_alone(self) -> list[Slot]:
+        """Devices that nothing is started on for a while."""
+        return [slot for slot in self.cpus + self.gpus if slot.problem is not None]
+
 
 @dataclass(frozen=True)
 class Waiting:
@@ -73,6 +82,8 @@ class Waiting:
     priority: int
     wants: str
     reason: str
+    start: str | None
+    end: str | None
 
 
 @dataclass(frozen=True)
@@ -98,10 +109,17 @@ class SystemView:
     machines: list[Machine]
     queue: list[Waiting]
     jobs: list[JobRow]
+    #: that the queue is paused, in words; None while it goes on
+    paused: str | None
 
     @property
     def has_worker(self) -> bool:
         return any(m.is_alive for m in self.machines)
+
+    @property
+    def without_runs(self) -> list[Machine]:
+        """Machines that are there and take no runs, for a reason."""
+        return [m for m in self.machines if m.is_alive and m.problem]
 
     @property
     def free_share(self) -> float:
@@ -119,7 +137,9 @@ def view(session: Session) -> SystemView:
     held = _held(session)
     machines = [_machine(host, held.get(host["id"], {})) for host in facts["hosts"]]
     machines.sort(key=lambda m: (not m.is_alive, m.name, m.id))
-    return SystemView(facts, machines, _queue(session), _jobs(session))
+    seen = look(session)
+    return SystemView(facts, machines, _queue(session, seen), _jobs(session),
+                      None if seen.paused is None else paused_words(seen.paused))
 
 
 def _held(session: Session) -> dict[str, dict[str, tuple[str, str]]]:
@@ -133,14 +153,16 @@ def _held(session: Session) -> dict[str, dict[str, tuple[str, str]]]:
 
 
 def _machine(host: dict[str, Any], held: dict[str, tuple[str, str]]) -> Machine:
+    bad = {each["id"]: each["reason"] for each in host["bad_devices"]}
+
     def slot(device: str, title: str) -> Slot:
         run_id, name = held.get(device, (None, ""))
-        return Slot(device, title, run_id, name)
+        return Slot(device, title, run_id, name, bad.get(device))
 
     cpus = [slot(f"cpu:{n}", _("CPU slot %(number)s") % {"number": n}) for n in range(host["cpu_slots"])]
     gpus = [slot(d["id"], d.get("name") or d["id"]) for d in host["devices"]]
-    return Machine(host["id"], host["name"], host["is_alive"], host["draining"], host["last_seen_at"], cpus, gpus,
-                   _bars(host) if host["is_alive"] else [], host["versions"])
+    return Machine(host["id"], host["name"], host["is_alive"], host["draining"], host["problem"],
+                   host["last_seen_at"], cpus, gpus, _bars(host) if host["is_alive"] else [], host["versions"])
 
 
 def _bars(host: dict[str, Any]) -> list[Bar]:
@@ -166,13 +188,16 @@ def _memory(label: str, used: float | None, total: float | None) -> Bar | None:
     return Bar(label, min(1.0, used / total), f"{used / 1e9:.1f} / {total / 1e9:.1f} GB")
 
 
-def _queue(session: Session) -> list[Waiting]:
-    """The queued runs in the order in which they are looked at, each with what it waits for."""
-    at, ready, in_use = now(session), ready_hosts(session), devices_in_use(session)
-    runs = session.scalars(select(Run).where(Run.state == "queued")
-                           .order_by(*QUEUE_ORDER).limit(QUEUE_SHOWN))
-    return [Waiting(run.id, run.name, run.stage, run.priority, wants(run.devices, any(h.devices for h in ready)),
-                    reason(run, ready, in_use, at)) for run in runs]
+def _queue(session: Session, seen: Look) -> list[Waiting]:
+    """The queued runs in the order in which they are looked at, each with what it waits for and its forecast."""
+    has_gpus = any(host.devices for host in seen.facts.ready)
+    runs = session.scalars(select(Run).where(Run.state == "queued").order_by(*QUEUE_ORDER).limit(QUEUE_SHOWN))
+    found = []
+    for run in runs:
+        ahead = seen.prospect(run)
+        found.append(Waiting(run.id, run.name, run.stage, run.priority, wants(run.devices, has_gpus),
+                             ahead.waiting_for or "", rfc3339(ahead.start), rfc3339(ahead.end)))
+    return found
 
 
 def wants(devices: Any, has_gpus: bool) -> str:

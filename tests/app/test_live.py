@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import json
 import random
@@ -10,6 +12,7 @@ import threading
 import time
 
 import pytest
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from app import live, live_hub
@@ -309,3 +312,61 @@ def test_a_login_that_ends_closes_the_socket(api: Api, server: Server, monkeypat
         with transaction() as session:
             session.query(ApiToken).filter_by(name="short-lived").delete()
         assert closed_with(connection) == live.NOT_LOGGED_IN
+
+
+def test_a_client_gets_what_waits_at_once_and_in_pieces_where_it_is_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_hub, "BATCH_BYTES", 100)
+
+    async def story() -> None:
+        client = live_hub.Client(lambda: pytest.fail("it is not slow"))
+        for i in range(5):
+            client.push_text(str(i))
+        assert await client.next() == ["0", "1", "2", "3", "4"]
+        waits = asyncio.create_task(client.next())
+        await asyncio.sleep(0)
+        assert not waits.done()
+        for text in ("a" * 60, "b" * 60, "c"):
+            client.push_text(text)
+        assert await waits == ["a" * 60, "b" * 60], "no more than about so many bytes"
+        assert await client.next() == ["c"]
+
+    asyncio.run(story())
+
+
+def test_hundreds_of_viewers_of_one_user_hear_everything_once(api: Api, server: Server) -> None:
+    run = new_run(api)
+    viewers, told = 250, 40
+
+    async def watch(everybody_is_here: asyncio.Barrier) -> list[int]:
+        async with connect(f"{server.url.replace('http', 'ws')}/api/v1/live", proxy=None, open_timeout=60,
+                           additional_headers={"Authorization": f"Bearer {server.token}"}) as connection:
+            await connection.send(json.dumps({"op": "sub", "topic": f"run:{run['id']}"}))
+            assert json.loads(await connection.recv())["type"] == "snapshot"
+            await everybody_is_here.wait()
+            return [json.loads(await connection.recv())["seq"] for _ in range(told)]
+
+    async def all_of_them() -> list[list[int]]:
+        everybody_is_here = asyncio.Barrier(viewers + 1)
+        watching = [asyncio.create_task(watch(everybody_is_here)) for _ in range(viewers)]
+        await everybody_is_here.wait()
+        for _ in range(told // 5):
+            await asyncio.to_thread(tell, run["id"], 5)
+        return await asyncio.gather(*watching)
+
+    async def in_time() -> list[list[int]]:
+        async with asyncio.timeout(120):
+            return await all_of_them()
+
+    assert asyncio.run(in_time()) == [list(range(2, told + 2))] * viewers
+
+
+def test_connections_of_one_login_share_a_look_at_it(api: Api, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    still_valid = service.still_valid
+    monkeypatch.setattr(service, "still_valid", lambda *asked: looked.append(1) or still_valid(*asked))
+    monkeypatch.setattr(live, "RECHECK_LOGIN_S", 4.0)
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(server.connect()) for _ in range(30)]
+        time.sleep(4.0)
+        assert 0 < len(looked) < 20, "each of them was due once"
+        assert subscribe(connections[-1], "runs")["type"] == "snapshot"

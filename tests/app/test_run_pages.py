@@ -167,7 +167,7 @@ def test_what_a_queued_run_waits_for(api: Api) -> None:
     set_run(other["id"], state="running")
     with transaction() as session:
         session.add(DeviceLease(host_id="host-1", device="cpu:0", run_id=other["id"], attempt=1))
-    assert "Waits until other runs free the devices." in said()
+    assert f"Waits for free devices, now used by {other['name']}." in said()
 
 
 def test_a_run_that_no_machine_can_take_is_not_said_to_start(api: Api) -> None:

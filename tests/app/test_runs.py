@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from urllib.parse import quote
@@ -11,7 +12,7 @@ import pytest
 from app.core import states
 from app.core.db import now, reading, transaction
 from app.core.models import Checkpoint, Dataset, Event, Run, TokenizerRow, new_id
-from minimind.run_dir import write_json
+from minimind.manifest import Manifest
 from tests import database_rig
 from tests.app.conftest import Api
 
@@ -47,7 +48,9 @@ def add_tokenizer(fingerprint: str = "f" * 64, state: str = "ready") -> str:
 def add_checkpoint(directory: Path, run_id: str, step: int = 10, fingerprint: str = "f" * 64) -> str:
     directory = directory / f"checkpoint-{new_id()}"
     directory.mkdir()
-    write_json(directory / "manifest.json", {"model": {"hidden_size": 128}, "version": 1})
+    Manifest(stage="pretrain", step=step, tokens=step * 100, attempt=1, world_size=1, loss=2.5, eval_loss=None,
+             model={"hidden_size": 128}, config_fingerprint="", data_fingerprint="", tokenizer_fingerprint=fingerprint,
+             lineage={}, versions={}, created_at=1.0).seal(directory)
     with transaction() as session:
         row = Checkpoint(id=new_id(), run_id=run_id, attempt=1, stage="pretrain", step=step, tokens=step * 100,
                          bytes=1000, loss=2.5, eval_loss=None, path=str(directory), state="ready",
@@ -171,7 +174,7 @@ def test_what_a_run_stands_on_must_fit(api: Api) -> None:
     assert "no checkpoint" in problems(api.post("/runs", {"stage": "tokenizer", "base_checkpoint_id": base}))[
         "base_checkpoint_id"]
     with reading() as session:
-        Path(session.get(Checkpoint, base).path, "manifest.json").unlink()
+        shutil.rmtree(session.get(Checkpoint, base).path)
     assert "no longer there" in problems(api.post("/runs", {"stage": "sft", "base_checkpoint_id": base}))[
         "base_checkpoint_id"]
 

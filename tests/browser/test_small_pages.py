@@ -1,4 +1,4 @@
-"""Checkpoints, system, API and patterns: what their scripts add to what the server wrote."""
+"""Checkpoints, system and its queue, API and patterns: what their scripts add to what the server wrote."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_system_page_is_live(page: Page, studio: RunningStudio, run: dict) -
         "max_steps": 100_000, "max_minutes": 5}})
     expect(page.get_by_role("link", name="CPU slot 0: used by Busy one")).to_be_visible(timeout=60_000)
     client.post("/runs", {"stage": "pretrain", "name": "Patient one", "config": TINY})
-    expect(page.get_by_text("Waits until other runs free the devices.")).to_be_visible()
+    expect(page.get_by_text("Waits for free devices, now used by Busy one.")).to_be_visible()
     dataset = client.post("/datasets", {"name": "Large world", "source": {"kind": "starter", "minutes": 1440}})
     page.get_by_role("button", name="Cancel: Import a dataset Large world").click()
     job = client.wait(f"/jobs/{dataset['job_id']}", lambda job: job["state"] in ("cancelled", "completed"))
@@ -108,3 +108,63 @@ def test_what_comes_and_goes(page: Page, problems: Problems) -> None:
     assert not axe(page), "\n".join(axe(page))
     toasts.first.get_by_role("button", name="Close").click()
     expect(toasts).to_have_count(0, timeout=8000)
+
+
+@pytest.fixture
+def queued(studio: RunningStudio) -> Iterator[dict[str, str]]:
+    """Three runs that wait because the queue is paused; the name of each and its id."""
+    client = studio.client
+    client.post("/system/queue", {"paused": True, "note": "a new disk"})
+    runs = {name: client.post("/runs", {"stage": "pretrain", "name": name, "config": TINY})["id"]
+            for name in ("First one", "Second one", "Third one")}
+    yield runs
+    for id in runs.values():
+        client.post(f"/runs/{id}/cancel")
+    client.post("/system/queue", {"paused": False})
+
+
+def shown(page: Page) -> list[str]:
+    return page.locator("ol.queue > li a.wrap").all_inner_texts()
+
+
+def test_people_put_the_queue_in_their_order(page: Page, studio: RunningStudio, queued: dict[str, str]) -> None:
+    page.goto("/system")
+    page.evaluate("window.neverReloaded = true")
+    assert shown(page) == ["First one", "Second one", "Third one"]
+    up = page.get_by_role("button", name="Move Third one up")
+    up.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("ol.queue > li a.wrap").nth(1)).to_have_text("Third one")
+    expect(up).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("ol.queue > li a.wrap").first).to_have_text("Third one")
+    expect(up).to_have_attribute("aria-disabled", "true")
+    expect(page.get_by_role("button", name="Move Third one down")).to_be_focused()
+    priority = page.get_by_role("spinbutton", name="Priority of Second one")
+    priority.fill("7")
+    priority.press("Enter")
+    expect(page.locator("ol.queue > li a.wrap").first).to_have_text("Second one")
+    assert studio.client.get(f"/runs/{queued['Second one']}")["priority"] == 7
+    studio.client.post(f"/runs/{queued['Second one']}/move", {"to": "last"})  # somebody else
+    expect(page.locator("ol.queue > li a.wrap").last).to_have_text("Second one")
+    expect(priority).to_have_value("0")
+    assert not axe(page), "\n".join(axe(page))
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    assert page.evaluate("window.neverReloaded") is True
+
+
+def test_the_queue_is_paused_and_resumed(page: Page, studio: RunningStudio, queued: dict[str, str]) -> None:
+    page.goto(f"/runs/{queued['First one']}")
+    expect(page.get_by_text("The queue is paused by local admin: a new disk")).to_be_visible()
+    page.goto("/runs")
+    page.get_by_role("button", name="Resume the queue").click()
+    expect(page.get_by_text("The queue goes on.")).to_be_visible()
+    expect(page.get_by_role("button", name="Resume the queue")).to_have_count(0)
+    page.goto("/system")
+    page.get_by_role("button", name="Pause the queue").click()
+    dialog = page.get_by_role("dialog", name="Pause the queue?")
+    dialog.get_by_label("Why, for everybody to read").fill("new cables")
+    dialog.get_by_role("button", name="Pause the queue").click()
+    expect(page.get_by_text("by local admin: new cables").first).to_be_visible()
+    assert studio.client.get("/system")["queue"]["note"] == "new cables"

@@ -171,7 +171,7 @@ export class LiveSocket {
       if (entry.last === null) entry.last = message.seq;
     } else if (message.type === "reset") {
       entry.last = 0;
-    } else if (message.type === "error") {
+    } else if (message.type === "error" && message.seq === undefined) { // a complaint, not an event of a run
       if (message.data?.code === "UNAVAILABLE") {
         this.environment.clock.setTimeout(() => this.topics.has(message.topic) && this.#ask(message.topic), ASK_AGAIN_MS);
       }

@@ -1,3 +1,4 @@
 // The list of runs.
 
 import "../elements/live-fragment.js";
+import "../elements/queue-control.js";

@@ -42,6 +42,11 @@ def text_of(api: Api, path: str = "/system") -> str:
     return " ".join("".join(assert_clean(api.browser().get(path).text).text).split())
 
 
+def text_of_viewer(api: Api) -> str:
+    html = api.as_role("watcher", "viewer").get("/system").text
+    return " ".join("".join(assert_clean(html).text).split())
+
+
 def test_without_a_worker_it_says_what_to_do(api: Api) -> None:
     text = text_of(api)
     assert "No worker is alive" in text and "./studio doctor" in text and "./studio worker" in text
@@ -102,12 +107,12 @@ def test_the_queue_says_what_each_run_waits_for(api: Api) -> None:
         session.get_one(Run, retry).not_before = now(session) + 60
     found = reasons()
     assert list(found) == ["second", "gpu", "retry"], "in the order of the queue"
-    assert found["second"] == "Waits until other runs free the devices."
+    assert found["second"] == "Waits for free devices, now used by whole."
     assert found["gpu"] == "No machine that is here now has such devices."
     assert found["retry"].startswith("Starts again in ")
     text = text_of(api)
-    assert "priority 1" in text and "It asks for 1 GPU." in text and "/runs?state=queued" in api.browser().get(
-        "/system").text
+    assert "priority 1" in text_of_viewer(api) and "It asks for 1 GPU." in text
+    assert "/runs?state=queued" in api.browser().get("/system").text
     with transaction() as session:
         move(session, session.get_one(Run, gpu), "cancelled")
     assert "gpu" not in reasons()
