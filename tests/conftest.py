@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,8 @@ collect_ignore = [name for name, packages in {**NEEDED, **NEEDED_BY_FILE}.items(
 for _name in [n for n in os.environ if n.startswith("STUDIO_") and not n.startswith(("STUDIO_TEST_", "STUDIO_PYTHON"))]:
     del os.environ[_name]
 os.environ["WANDB_MODE"] = "offline"
+# runs of the tests that stand beside each other have no GPU in common
+os.environ["STUDIO_LOCK_DIR"] = os.path.join(tempfile.gettempdir(), f"studio-test-locks-{os.getpid()}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -35,6 +35,7 @@ def upgrade() -> None:
     op.drop_index("run_queue", table_name="run")
     op.create_index("run_queue", "run", ["state", "priority", "queue_key"], unique=False)
     op.create_index("run_newest", "run", ["created_at", "id"], unique=False)
+    op.create_index("run_changed", "run", ["updated_at"], unique=False)
     op.create_table(
         "run_move",
         sa.Column("from_state", sa.String(length=12), nullable=False),
@@ -47,6 +48,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     guards.remove(op.get_bind())
     op.drop_table("run_move")
+    op.drop_index("run_changed", table_name="run")
     op.drop_index("run_newest", table_name="run")
     op.drop_index("run_queue", table_name="run")
     op.create_index("run_queue", "run", ["state", "priority", "queued_at"], unique=False)

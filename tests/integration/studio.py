@@ -2,11 +2,12 @@
 
 ``STUDIO_TEST_DATABASE_URL`` (a PostgreSQL server) gives each studio a database of its own that is dropped
 afterwards; ``STUDIO_TEST_REDIS_URL`` an empty database number that is emptied afterwards. Without them:
-SQLite and the embedded Valkey.
+SQLite and the embedded Valkey. A test that names a database or a broker itself gets that one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -16,11 +17,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import psutil
 
+from app.core import db
 from worker.client import StudioClient
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -96,7 +99,23 @@ class RunningStudio:
         return subprocess.run([str(ROOT / "studio"), *arguments], env=self._env, text=True, capture_output=True,
                               stdin=subprocess.DEVNULL, timeout=timeout_s)
 
+    def python(self, code: str, *arguments: str) -> subprocess.Popen:
+        """A program of its own that knows this studio's database and broker, as every process of it does."""
+        return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT, text=True,
+                                env={**self._env, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
     # -- looking at it ----------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[db.Session]:
+        """One consistent look at its database."""
+        url = self._env.get("STUDIO_DATABASE_URL") or f"sqlite:///{self.data_dir / 'studio.db'}"
+        try:
+            with db.reading(db.reader_factory(url)) as session:
+                yield session
+        finally:
+            db.engine_for(url).dispose()
 
     def stderr(self) -> str:
         return self.stderr_path.read_text(errors="replace") if self.stderr_path.exists() else ""
@@ -114,10 +133,11 @@ class RunningStudio:
         return found
 
     def role(self, name: str) -> list[psutil.Process]:
-        """The processes of one role: web, worker, celery, inference, broker, runner or rank; oldest first."""
+        """The processes of one role: web, worker, celery, inference, broker, runner, torchrun or rank; oldest
+        first."""
         wanted = {"web": "worker.cli web", "worker": "worker.cli worker", "celery": "worker.main celery",
                   "inference": "worker.cli inference", "broker": "valkey.conf", "runner": "worker.runner",
-                  "rank": "train.py"}[name]
+                  "torchrun": "worker.launcher", "rank": "train.py"}[name]
         found = []
         for process in self.processes():
             try:
@@ -186,11 +206,11 @@ class RunningStudio:
     def _use_given_servers(self) -> None:
         drops = []
         database = os.environ.get("STUDIO_TEST_DATABASE_URL")
-        if database:
+        if database and "STUDIO_DATABASE_URL" not in self._env:
             self._env["STUDIO_DATABASE_URL"], drop = own_postgres_database(database)
             drops.append(drop)
         broker = os.environ.get("STUDIO_TEST_REDIS_URL")
-        if broker:
+        if broker and "STUDIO_REDIS_URL" not in self._env:
             self._env["STUDIO_REDIS_URL"], drop = own_redis_database(broker)
             drops.append(drop)
 
