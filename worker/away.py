@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+AWAY = ("OperationalError", "InterfaceError", "InternalError")
+
 
 class Away(Exception):
     """The database does not answer now."""
@@ -14,11 +16,12 @@ class Away(Exception):
 
 @contextlib.contextmanager
 def database() -> Iterator[None]:
-    """Turns every kind of "the database is away, locked or full" into ``Away``."""
+    """Turns every kind of "the database is away, locked or full" into ``Away``. (An ``InternalError`` is what a server
+    says that was demoted and only reads.)"""
     try:
         yield
     except DBAPIError as error:
-        if type(error).__name__ in ("OperationalError", "InterfaceError") or error.connection_invalidated:
+        if type(error).__name__ in AWAY or error.connection_invalidated:
             raise Away(str(error.orig)) from error
         raise
     except SQLAlchemyError as error:

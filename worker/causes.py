@@ -16,12 +16,10 @@ from pathlib import Path
 
 from minimind.errors import class_of_words
 from minimind.run_dir import read_json
-from worker.stall import Stall
+from worker.stall import FULL_BYTES, Stall
 
 #: where ``worker.launcher`` writes how torchrun's ranks ended
 RANKS_FILE = "ranks.json"
-#: less than this and nothing can be written any more, not even a verdict
-FULL_BYTES = 1 << 20
 LAST_WORDS_CHARS = 300
 
 _SPEAKS_OF_ERROR = re.compile(r"Error\b|Exception\b|\berror:|Fatal |terminate called|what\(\):|CUDA|NCCL|\bXid\b")

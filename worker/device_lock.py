@@ -68,7 +68,7 @@ class DeviceBusy(MiniMindError):
 
     def __init__(self, device: str, holder: Holder):
         super().__init__(f"The GPU {device} of this machine is in use by {holder}.", field="devices",
-                         hint="The run starts on it as soon as that has ended.")
+                         hint="It is asked again in a minute; the run starts once that has ended.")
         self.device = device
         self.holder = holder
 
@@ -315,13 +315,14 @@ def _read_record(file: int) -> Holder:
     """What stands there, believed only as far as it has the right form: every user may write it."""
     try:
         record = json.loads(os.pread(file, _RECORD_BYTES, 0))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return Holder()
     if not isinstance(record, dict):
         return Holder()
     mark = _MARK.match(record["mark"]) if isinstance(record.get("mark"), str) else None
     pid, started, uid = (record.get(key) for key in ("pid", "started", "uid"))
-    return Holder(pid if _is_whole(pid) else None, started if isinstance(started, (int, float)) else None,
+    began = started if isinstance(started, (int, float)) and 0 <= started < 1e12 else None
+    return Holder(pid if _is_whole(pid) else None, began,
                   mark[1] if mark else None, int(mark[2]) if mark else None, _user(uid) if _is_whole(uid) else None)
 
 

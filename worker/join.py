@@ -13,6 +13,7 @@ import fcntl
 import os
 import re
 import secrets
+import shutil
 import socket
 import sys
 import time
@@ -36,6 +37,8 @@ from worker.database import MARK, backend, read_mark
 
 #: a worker that was killed has let go of its lock by then
 LOCK_PATIENCE_S = 5.0
+#: with less than this free, no run would get to its first checkpoint
+LEAST_FREE_BYTES = 100 << 20
 #: what a worker writes into
 WRITTEN = (".", "runs", "datasets", "tokenizers", "cache", "logs")
 #: the commands that join, as a sentence calls them
@@ -99,6 +102,17 @@ def problem_now(*, by_up: bool) -> str | None:
             _check_directory(get_settings(), installation.uid)
     except JoinError as error:
         return str(error)
+    return _full_disk(get_settings().data_dir)
+
+
+def _full_disk(place: Path) -> str | None:
+    """What would begin now would fail at once, one run after the other."""
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError as error:
+        return f"The run directory {place} cannot be used: {error.strerror}."
+    if free < LEAST_FREE_BYTES:
+        return f"The disk of {place} is full: nothing new begins on this machine until there is space."
     return None
 
 

@@ -11,25 +11,28 @@ attempt number is old in every row, and its trainer ends itself when it sees the
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from sqlalchemy import select
 
 from app.core.db import Session, now, reading, transaction
 from app.core.inputs import look_again as hash_again
 from app.core.logging import get_logger
-from app.core.models import LEASED_STATES, Attempt, Host, Job, Run
+from app.core.models import LEASED_STATES, Attempt, Host, Installation, Job, Run
 from app.core.queue import Claim, Unsure, claim_job, claim_run, lose_job
 from app.core.settings import get_settings
-from app.core.states import move
+from app.core.states import Fenced, move
 from app.core.timing import get_timing
 from minimind.lifeline import VARIABLE
 from minimind.run_dir import RunDir
 from worker import gpus, load, processes
+from worker.database import MARK
 from worker.ingest import Ingest, adopt_checkpoints
 from worker.jobs import remove_half_made
 from worker.launcher import ROOT, start_runner
@@ -48,15 +51,16 @@ def claim_and_start(host_id: str | None = None) -> list[Claim]:
     time: a claim is unique, and a second call finds nothing."""
     host_id = host_id or get_settings().host_id
     started = []
+    looked: set[str] = set()  # data sets whose files were hashed; one that cannot be read is the trainer's to tell
     while True:
         with reading() as session:  # mostly there is nothing: do not take the write lock to see that
             if session.scalar(select(Run.id).where(Run.state == "queued", Run.desired == "run").limit(1)) is None:
                 return started
         with transaction() as session:
-            claim = claim_run(session, host_id)
+            claim = claim_run(session, host_id, looked)
         if isinstance(claim, Unsure):
-            with transaction() as session:
-                hash_again(session, claim.dataset_id)
+            hash_again(claim.dataset_id)
+            looked.add(claim.dataset_id)
             continue
         if claim is None:
             return started
@@ -75,7 +79,7 @@ class Reconciler:
         self._facts = {"cpu_slots": gpus.cpu_slots(), "versions": gpus.versions()}
         #: a database that was away has let every lease run out; their holders get time to renew
         self._trust_expiry_at = time.monotonic() + get_timing().lease_s
-        self._silent: set[str] = set()
+        self._heard_of: set[str] = set()  # hosts whose workers live, as of the last look
         self._reasons: dict[str, str] = {}  # why an attempt was lost, by its mark
         self._orphans_due = 0.0
 
@@ -91,7 +95,7 @@ class Reconciler:
         busy, devices = load.host_load(), gpus.host_devices()
         with transaction() as session:
             at = now(session)  # asked before the row is touched: a query flushes what is half filled in
-            host = session.get(Host, self.host_id)
+            host = session.get(Host, self.host_id, with_for_update=True)
             if host is None:
                 host = Host(id=self.host_id)
                 session.add(host)
@@ -113,13 +117,16 @@ class Reconciler:
             held = session.execute(select(Run, Attempt).join(Attempt, Attempt.run_id == Run.id).where(
                 Run.state.in_((*LEASED_STATES, "recovering")), Attempt.number == Run.attempt)).all()
             lost_jobs = session.scalars(select(Job.id).where(Job.state == "running")).all()
-            heard = dict(session.execute(select(Host.id, Host.last_seen_at)).all()) if held or lost_jobs else {}
-        self._silent = {id for id, seen in heard.items() if seen + get_timing().host_silent_s < at}
+            self._heard_of = set(session.scalars(select(Host.id).where(
+                Host.last_seen_at + get_timing().host_silent_s >= at))) if held or lost_jobs else set()
         for run, attempt in held:
-            if attempt.state == "closed":
-                self._release(run.id)
-            elif self._is_over(run, attempt, at):
-                self._fence_and_settle(run, attempt)
+            try:
+                if attempt.state == "closed":
+                    self._release(run.id)
+                elif self._is_over(run, attempt, at):
+                    self._fence_and_settle(run, attempt)
+            except OSError as error:  # of this run's files: the others do not wait for them
+                log.error("could_not_settle", run_id=run.id, error=str(error))
         for job_id in lost_jobs:
             self._look_at_job(job_id)
         if time.monotonic() >= self._orphans_due:
@@ -131,7 +138,7 @@ class Reconciler:
         expired = (run.lease_expires_at is not None and run.lease_expires_at < at
                    and time.monotonic() > self._trust_expiry_at)
         if attempt.host_id != self.host_id:
-            is_silent = attempt.host_id in self._silent and time.monotonic() > self._trust_expiry_at
+            is_silent = attempt.host_id not in self._heard_of and time.monotonic() > self._trust_expiry_at
             if run.state == "cancelling":  # there is nothing to recover, only to end
                 return is_silent and expired and run.lease_expires_at + get_timing().host_grace_s < at
             if expired and is_silent:
@@ -231,7 +238,7 @@ class Reconciler:
                 return
             here = job.lease_host == self.host_id
             silent_s = now(session) - job.lease_expires_at if time.monotonic() > self._trust_expiry_at else 0.0
-            expired = silent_s > 0 and (here or job.lease_host in self._silent)
+            expired = silent_s > 0 and (here or job.lease_host not in self._heard_of)
             mark = processes.marker(job.id, job.attempt)
         if here and processes.marked(mark, variable=JOB_VARIABLE):
             if silent_s < get_timing().come_back_s or not processes.kill_marked(mark, variable=JOB_VARIABLE):
@@ -272,13 +279,20 @@ def _lose_job(session: Session, job: Job, *, on_purpose: bool = False) -> None:
 def settle_from_disk(run_id: str, attempt: int, cause: str, *, put_back: bool = False) -> str | None:
     """Store what the dead attempt has left (events, checkpoints, verdict) and move its run on; the new state.
 
-    Every process of the attempt must be proven gone.
+    Every process of the attempt must be proven gone. None, changing nothing, where another bookkeeper was faster.
+    Raises ``OSError`` where its files cannot be reached.
     """
     run_dir = RunDir(get_settings().runs_dir / run_id)
-    ingest = Ingest(run_id, attempt, run_dir)
-    while ingest.pump():
-        pass
-    adopt_checkpoints(run_id, run_dir)
+    if not _is_mounted(get_settings().data_dir):  # it would look as if the attempt had left nothing
+        raise FileNotFoundError(errno.ENOENT, "the run directory is not mounted", str(get_settings().data_dir))
+    try:
+        ingest = Ingest(run_id, attempt, run_dir)
+        while ingest.pump():
+            pass
+        adopt_checkpoints(run_id, run_dir)
+    except Fenced as error:
+        log.info("settled_elsewhere", run_id=run_id, attempt=attempt, why=str(error))
+        return None
     result = run_dir.attempt(attempt).read_result()
     with transaction() as session:
         run = session.get(Run, run_id, with_for_update=True, populate_existing=True)
@@ -288,6 +302,13 @@ def settle_from_disk(run_id: str, attempt: int, cause: str, *, put_back: bool = 
         state = settle(session, run, attempt, result, cause=cause, put_back=put_back)
     log.info("settled", run_id=run_id, attempt=attempt, state=state, status=(result or {}).get("status"))
     return state
+
+
+def _is_mounted(data_dir: Path) -> bool:
+    """Whether the installation's directory is there, and not the empty place where it should be mounted."""
+    with reading() as session:
+        is_marked = session.scalar(select(Installation.code_version).limit(1)) is not None
+    return (data_dir / MARK).is_file() if is_marked else data_dir.is_dir()
 
 
 def start_job(job_id: str, attempt: int) -> subprocess.Popen:

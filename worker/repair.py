@@ -22,13 +22,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.core import migrate
 from app.core.db import now, reading
-from app.core.models import LEASED_STATES, Dataset, Host, Job, Run, TokenizerRow
+from app.core.models import LEASED_STATES, Dataset, Host, Installation, Job, Run, TokenizerRow
 from app.core.settings import Settings, get_settings
 from app.core.timing import get_timing
 from minimind.errors import MiniMindError
 from minimind.retention import leftovers
 from minimind.run_dir import RunDir
 from worker import device_lock, gpus, processes
+from worker.database import read_mark
 
 #: what is younger may be in the making
 YOUNG_S = 3600.0
@@ -85,7 +86,12 @@ def look() -> Iterator[tuple[str, Finding]]:
     try:
         schema = schema_state(place.settings)
         place.has_rows = schema == "current"
-        if place.has_rows:
+        if place.has_rows and not _is_ours(place):
+            place.has_rows = False
+            yield "rows", Finding("bad", f"{place.data_dir} belongs to another installation than the database that was "
+                                         "asked, so what belongs to what is not looked at",
+                                  "Set STUDIO_DATABASE_URL as for the studio and try again.")
+        elif place.has_rows:
             _read_rows(place)
         elif schema != "none":
             yield "rows", Finding("note", f"the database was made by {'an older' if schema == 'older' else 'another'} "
@@ -152,11 +158,21 @@ def is_held(path: Path) -> bool:
     return False
 
 
+def _is_ours(place: Place) -> bool:
+    """Whether the rows that were read are those of this directory: one may have moved to another database since."""
+    mark = read_mark(place.data_dir)
+    with reading() as session:
+        uid = session.scalar(select(Installation.uid))
+    return mark is None or mark.get("uid") == uid
+
+
 def _pid_in(path: Path) -> int | None:
+    """The process of this machine that a lock file names; None where it names none, or one of another machine."""
     try:
-        return int(path.read_text().strip())
+        match = re.fullmatch(r"(?:pid )?(\d+)(?: on (.*))?", path.read_text().strip())
     except (OSError, ValueError):
         return None
+    return int(match[1]) if match and match[2] in (None, socket.gethostname()) else None
 
 
 def to_trash(place: Place, path: Path) -> str:

@@ -121,7 +121,10 @@ class Runner:
         """Prepare and start the ranks; returns the user's mistake where there is one."""
         with database():
             self._refuse_if_stale()
-            recover_checkpoints(self.run_id, self.run_dir)
+            try:
+                recover_checkpoints(self.run_id, self.run_dir)
+            except OSError as error:  # files that cannot be read stay so: not what `_patiently` waits for
+                return disk_error(error, self.run_dir.path)
             with transaction() as session:
                 run = self._held_run(session)
                 try:

@@ -8,6 +8,7 @@ again and again is none.
 
 from __future__ import annotations
 
+import shutil
 import signal
 import statistics
 import time
@@ -24,6 +25,8 @@ from minimind.events import read_events
 from minimind.run_dir import RunDir
 from worker import processes
 
+#: less than this free and nothing can be written any more, not even a verdict or a sign of life
+FULL_BYTES = 1 << 20
 #: how often the runner looks
 LOOK_EVERY_S = 1.0
 #: a watch that was not called for this long was stopped itself, like the machine: nobody is to blame
@@ -84,6 +87,8 @@ class Progress:
             self._since = at
         limit_s, setting = self.limit()
         silent_s = at - self._since
+        if silent_s > limit_s and self._is_disk_full():
+            self._since, silent_s = at, 0.0  # its events are lost: it cannot say that it moves
         self.stall = Stall(self.phase, self.step, silent_s, limit_s, setting) if silent_s > limit_s else None
         return self.stall
 
@@ -104,6 +109,12 @@ class Progress:
         pairs = zip(self._times, list(self._times)[1:], strict=False)
         each = [(t1 - t0) / (s1 - s0) for (t0, s0), (t1, s1) in pairs if s1 > s0 and t1 >= t0]
         return statistics.median(each) if each else None
+
+    def _is_disk_full(self) -> bool:
+        try:
+            return shutil.disk_usage(self._run_dir.path).free < FULL_BYTES
+        except OSError:
+            return False
 
     def _is_saving(self) -> bool:
         """Whether a checkpoint is half written: a save is announced only where saves are known to be slow."""

@@ -31,6 +31,8 @@ TRIED_ONCE = ("OOM_HOST",)
 MAX_FRUITLESS = 3
 #: claims leave a device alone for this long after an attempt that it has ended
 BAD_DEVICE_S = 600.0
+#: the same for one that was only in use
+BUSY_DEVICE_S = 60.0
 
 
 def backoff_s(fruitless: int) -> float:
@@ -50,8 +52,9 @@ def settle(session: Session, run: Run, attempt: int, result: dict | None, *, cau
     shut down, so that it goes back into the queue without a fault. ``counts``: whether it was an attempt at all (where
     its GPU was in use it was none). Every process of the attempt must be proven gone.
     """
-    if run.attempt != attempt or run.state not in (*LEASED_STATES, "recovering"):
-        return run.state
+    row = session.get(Attempt, (run.id, attempt), populate_existing=True)
+    if run.attempt != attempt or run.state not in (*LEASED_STATES, "recovering") or row.state == "closed":
+        return run.state  # another bookkeeper was faster: a run waits for its next attempt as ``recovering`` too
     status = result["status"] if result else None
     if status == "completed" and not _is_kept(session, run, result):
         status, cause = None, "it says that it is completed, but its last checkpoint is damaged"
@@ -104,7 +107,7 @@ def _crashed(session: Session, run: Run, attempt: int, error: dict, suspects: Se
     """Wait a little and try again; give up what is hopeless, and after three attempts without a new checkpoint."""
     class_ = error.get("class", "UNKNOWN")
     if class_ == "GPU":
-        _leave_alone(session, run, error["message"], suspects)
+        _leave_alone(session, run, error["message"], suspects, BAD_DEVICE_S if counts else BUSY_DEVICE_S)
     progressed = session.scalar(select(Checkpoint.id).where(  # one that retention has deleted since is progress too
         Checkpoint.run_id == run.id, Checkpoint.attempt == attempt, Checkpoint.state != "corrupt").limit(1)) is not None
     fruitless = 0 if progressed else run.fruitless_attempts + int(counts)
@@ -155,7 +158,7 @@ def _ended_before(session: Session, run: Run, attempt: int) -> list[dict]:
     return found
 
 
-def _leave_alone(session: Session, run: Run, reason: str, suspects: Sequence[str]) -> None:
+def _leave_alone(session: Session, run: Run, reason: str, suspects: Sequence[str], for_s: float) -> None:
     """Write the GPUs that ended this attempt into their host's row, so that claims avoid them for a while."""
     leases = session.scalars(select(DeviceLease).where(DeviceLease.run_id == run.id)).all()
     ids = {lease.device for lease in leases if lease.device.startswith("cuda:")}
@@ -167,7 +170,7 @@ def _leave_alone(session: Session, run: Run, reason: str, suspects: Sequence[str
         return
     at = now(session)
     kept = [d for d in host.bad_devices or [] if d["until"] > at and d["id"] not in ids]
-    host.bad_devices = kept + [{"id": id, "reason": reason, "until": at + BAD_DEVICE_S} for id in sorted(ids)]
+    host.bad_devices = kept + [{"id": id, "reason": reason, "until": at + for_s} for id in sorted(ids)]
     session.flush()
 
 

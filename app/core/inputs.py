@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from app.core.db import Session
+from app.core.db import Session, reading, transaction
 from app.core.models import Checkpoint, Dataset, Run, TokenizerRow
 from minimind.manifest import MANIFEST_FILE, MANIFEST_VERSION
 from minimind.run_dir import read_json
@@ -37,10 +37,11 @@ def is_unsure(session: Session, run: Run) -> str | None:
         return None  # it is gone: `problem` says so
 
 
-def look_again(session: Session, dataset_id: str) -> None:
+def look_again(dataset_id: str) -> None:
     """Hash the file of a data set. One that is what it was gets its new stamp; of one that is not, the row says so,
-    and ``problem`` refuses it. Takes as long as reading the file: not inside a transaction that others wait for."""
-    dataset = session.get(Dataset, dataset_id)
+    and ``problem`` refuses it. Takes as long as reading the file, and holds no transaction meanwhile."""
+    with reading() as session:
+        dataset = session.get(Dataset, dataset_id)
     if dataset is None or not dataset.path:
         return
     path = Path(dataset.path)
@@ -51,8 +52,10 @@ def look_again(session: Session, dataset_id: str) -> None:
                 digest.update(block)
     except OSError:
         return  # gone, or not readable now: `problem` or the trainer says so
-    dataset.stamp = stamp if digest.hexdigest() == dataset.sha256 else CHANGED + stamp
-    session.flush()
+    with transaction() as session:
+        row = session.get(Dataset, dataset_id, with_for_update=True)
+        if row is not None and row.path == dataset.path:
+            row.stamp = stamp if digest.hexdigest() == row.sha256 else CHANGED + stamp
 
 
 def problem(session: Session, run: Run) -> dict | None:

@@ -85,7 +85,7 @@ class Installation(Base):
     code_version: Mapped[str | None] = mapped_column(String(64))
     #: ``host.id`` of the machine whose disk the database lies on; None where it is a server
     home_host: Mapped[str | None] = mapped_column(String(64))
-    #: maintenance: no run is claimed while it is set
+    #: maintenance: nothing is claimed while it is set
     queue_paused_at: Mapped[float | None] = mapped_column(Float)
     queue_paused_by: Mapped[str | None] = mapped_column(String(100))
     queue_note: Mapped[str | None] = mapped_column(Text)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,12 +63,13 @@ def queue_is_paused(session: Session) -> bool:
     return session.scalar(select(Installation.queue_paused_at).limit(1)) is not None
 
 
-def claim_run(session: Session, host_id: str) -> Claim | Unsure | None:
+def claim_run(session: Session, host_id: str, sure: Collection[str] = ()) -> Claim | Unsure | None:
     """Take the best queued run that fits the free devices of ``host_id``, or None.
 
     Best: ``QUEUE_ORDER``. The host's row is locked first, so that two claimers of one host never count the same
     device; of two hosts one's UPDATE finds the row changed and goes on to the next. A run whose data or base is gone
-    is refused here, before it takes a device. ``Unsure``: a file must be hashed first, outside of this transaction.
+    is refused here, before it takes a device. ``Unsure``: a file must be hashed first, outside of this transaction;
+    ``sure`` names the data sets for which that was tried.
     """
     host = session.get(Host, host_id, with_for_update=True, populate_existing=True)
     if host is None or host.draining or host.problem or queue_is_paused(session):
@@ -79,7 +80,7 @@ def claim_run(session: Session, host_id: str) -> Claim | Unsure | None:
         run = session.get(Run, run_id)
         if run is None or run.state != "queued" or run.desired != "run":
             continue  # another host was faster, or somebody paused it since the list was read
-        if (dataset_id := inputs.is_unsure(session, run)) is not None:
+        if (dataset_id := inputs.is_unsure(session, run)) is not None and dataset_id not in sure:
             return Unsure(dataset_id)
         if (wrong := inputs.problem(session, run)) is not None:
             _refuse(session, run, host, wrong)
@@ -199,7 +200,7 @@ def take_back(session: Session, run: Run, attempt: int) -> bool:
                 values={"lease_owner": f"{attempt}-{new_id()}", "lease_host": lost.host_id,
                         "lease_expires_at": now(session) + get_timing().lease_s})
     if back:
-        lost.state = "open"
+        lost.state, lost.ended_at = "open", None
         session.flush()
     return back
 
@@ -223,7 +224,7 @@ def enqueue_job(session: Session, kind: str, payload: dict, *, user_id: str) -> 
 def claim_job(session: Session, host_id: str) -> tuple[str, int] | None:
     """Take the oldest queued job if this host does none yet; returns (id, attempt)."""
     host = session.get(Host, host_id, with_for_update=True, populate_existing=True)
-    if host is None or host.draining or host.problem:
+    if host is None or host.draining or host.problem or queue_is_paused(session):
         return None
     if session.scalar(select(Job.id).where(Job.state == "running", Job.lease_host == host_id).limit(1)):
         return None

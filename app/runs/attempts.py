@@ -39,6 +39,7 @@ def _shown(row: Attempt, host: str, devices: list[str] | None) -> AttemptOut:
 
 
 def _outcome(row: Attempt) -> str:
+    """What it came to; ``interrupted`` where an error ended it and the run did not fail."""
     if row.state != "closed":
         return "running" if row.state == "open" else "lost"
     became = (row.result or {}).get("state")

@@ -151,17 +151,18 @@ class _Play:
             self.full.clear()
         self.held_back = {}
         shapes = {shape for _, shape in self.waiting}
-        still, stuck = [], set()
+        still, stuck, asked = [], set(), set()
         for place, (want, shape) in enumerate(self.waiting):
             if len(stuck) == len(shapes):  # nothing more can start
                 still += self.waiting[place:]
                 break
-            if shape in stuck or (want.not_before is not None and want.not_before > self.moment):
+            if want.not_before is not None and want.not_before > self.moment:
                 still.append((want, shape))
-            elif not self._start(want, shape):
+            elif shape in stuck or not self._start(want, shape):
                 still.append((want, shape))
                 stuck.add(shape)
-                self._hold_back(want)
+                if shape not in asked and self._hold_back(want):
+                    asked.add(shape)
         self.waiting = still
 
     def _start(self, want: Want, shape: str) -> bool:
@@ -176,16 +177,17 @@ class _Play:
             self.full.add((shape, machine.id))
         return False
 
-    def _hold_back(self, want: Want) -> None:
-        """One that was passed for long makes those behind it leave it devices, as in a claim."""
+    def _hold_back(self, want: Want) -> bool:
+        """One that was passed for long makes those behind it leave it devices, as in a claim; False for others."""
         waited_s = 0.0 if want.since is None else self.moment - want.since
         if waited_s < HOLD_BACK_AFTER_S:
-            return
+            return False
         rooms = [machine.room() for machine in self.machines]
         for room in rooms:
             kept = holds_back(want.request, waited_s, room, [other for other in rooms if other is not room])
             if kept:
                 self.held_back.setdefault(room.host_id, set()).update(kept)
+        return True
 
     def _take(self, want: Want, shape: str, machine: Machine, devices: tuple[str, ...]) -> None:
         takes_s = self.lasts(want.id, machine, devices)

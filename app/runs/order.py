@@ -1,6 +1,7 @@
 """The order of the queue, as people change it: one run up, down, first or last.
 
-A move writes the moved run alone, so it takes nothing from anybody else's. Moves are made one after the other: the
+A move writes the moved run alone, so it takes nothing from anybody else's, except where the room between two keys is
+used up (``_make_room``). Moves are made one after the other: the
 installation's row is locked first, then the run's; a claim locks neither of the two in another order.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from sqlalchemy import and_, or_, select, update
+from sqlalchemy import and_, bindparam, or_, select, update
 
 from app.core.db import Session, now
 from app.core.models import Installation, Run
@@ -74,7 +75,8 @@ def _make_room(session: Session, priority: int) -> None:
     """Spread the keys of one priority: so many moves between the same two have used up what lies between them."""
     rows = session.execute(select(Run.id, Run.queue_key).where(Run.state == "queued", Run.priority == priority)
                            .order_by(*QUEUE_ORDER)).all()
-    first = rows[0].queue_key
-    for number, row in enumerate(rows):
-        session.execute(update(Run).where(Run.id == row.id, Run.state == "queued")
-                        .values(queue_key=first + number * STEP), execution_options={"synchronize_session": False})
+    first, table = rows[0].queue_key, Run.__table__
+    session.connection().execute(
+        update(table).where(table.c.id == bindparam("row"), table.c.state == "queued")
+        .values(queue_key=bindparam("key")),
+        [{"row": row.id, "key": first + number * STEP} for number, row in enumerate(rows)])

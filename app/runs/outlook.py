@@ -115,7 +115,8 @@ class Look:
     @cached_property
     def front(self) -> list[Any]:
         """The queued runs that are looked at closely, the first one first."""
-        return list(self._session.execute(select(*COLUMNS, Run.not_before, Run.queued_at).where(Run.state == "queued")
+        return list(self._session.execute(select(*COLUMNS, Run.not_before, Run.queued_at, Run.allow_changes,
+                                                  Run.tokenizer_id).where(Run.state == "queued")
                                           .order_by(*QUEUE_ORDER).limit(HORIZON)))
 
     @cached_property
@@ -128,7 +129,7 @@ class Look:
     @cached_property
     def _wants(self) -> list[Want]:
         return [Want(row.id, row.devices, row.not_before, max(row.queued_at or self.at, row.not_before or 0.0))
-                for row in self.front]
+                for row in self.front if self._problem(row) is None]  # the claim refuses the others
 
     @cached_property
     def slots(self) -> dict[str, Slot]:
@@ -191,7 +192,7 @@ class Look:
     def _problems(self) -> dict[tuple, str | None]:
         return {}
 
-    def _problem(self, run: Run) -> str | None:
+    def _problem(self, run: Any) -> str | None:
         """What it stands on and is not there any more; runs that stand on the same are asked about once."""
         key = (run.dataset_id, run.allow_changes, run.base_checkpoint_id,
                run.tokenizer_id or run.config.get("tokenizer"))

@@ -86,7 +86,8 @@ class RunOut(BaseModel):
     last.
 
     ``waiting_for`` says why a queued run has not begun. ``predicted_start_at`` and ``predicted_end_at`` follow from the
-    order of the queue and measured speeds; null where nobody knows, and in the list that the topic ``runs`` sends.
+    order of the queue and measured speeds; null where nobody knows. All three are null in the list that the topic
+    ``runs`` sends.
     """
 
     id: str
@@ -147,8 +148,8 @@ def _error(error: dict | None) -> dict | None:
 
 class AttemptOut(BaseModel):
     """One start of a run. ``outcome`` is what it came to: ``lost`` while its holder is silent, ``handed back`` where a
-    machine stopped and saved it, ``interrupted`` where the run goes on by itself, ``ended`` where nothing was written
-    down. ``error`` says what ended one that failed or was interrupted."""
+    machine stopped and saved it, ``interrupted`` where an error ended it and the run did not fail, ``ended`` where
+    nothing was written down. ``error`` says what ended one that failed or was interrupted."""
 
     number: int
     state: Literal["open", "lost", "closed"]

@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from app.core import damage
 from app.core.errors import Unavailable
 from app.core.once import Post
-from app.core.rest import Page, Read, RequestBody, Text
+from app.core.rest import Page, Read, RequestBody, is_plain
 from app.runs import preflight
 from app.runs.preflight import PreflightOut, PreflightRequest
 from app.system import service
@@ -65,9 +65,18 @@ def get_system(session: Read) -> dict[str, Any]:
     return service.system(session) | service.broker_status()
 
 
+def _one_line(text: str) -> str:
+    if not is_plain(text):
+        raise ValueError("must not hold control characters")
+    if any(c in text for c in "\t\n\r\u2028\u2029"):
+        raise ValueError("must be one line")
+    return text
+
+
 class QueueWish(RequestBody):
     paused: Annotated[bool, Field(strict=True)]
-    note: Annotated[Text, Field(max_length=500)] | None = Field(None, description="Why, for everybody to read.")
+    note: Annotated[str, Field(max_length=500), AfterValidator(_one_line)] | None = Field(
+        None, description="Why, for everybody to read; an empty one takes away what stood there.")
 
 
 class QueueOut(BaseModel):
@@ -82,7 +91,7 @@ class QueueOut(BaseModel):
 @router.post("/system/queue", response_model=QueueOut)
 def set_queue(wish: QueueWish, post: Post):
     """Maintenance: while the queue is paused no queued run starts; what runs goes on. Admins only."""
-    note = (wish.note or "").strip() or None
+    note = wish.note.strip() if wish.note is not None else None
     return post.do(200, lambda session: service.set_queue(session, post.user_id, paused=wish.paused, note=note))
 
 

@@ -62,7 +62,7 @@ def _next(session: Session) -> list[str]:
 
 
 def set_queue(session: Session, user_id: str, *, paused: bool, note: str | None = None) -> dict[str, Any]:
-    """Stop the queue or let it go on; admins alone. Stopping a stopped one only changes its note."""
+    """Stop the queue or let it go on; admins alone. Stopping a stopped one changes its note alone (``""``: none)."""
     user = session.get(User, user_id)
     if user is None or user.role != "admin":
         raise Forbidden("Only an admin can pause the queue or let it go on.", hint="Ask an admin.")
@@ -70,10 +70,12 @@ def set_queue(session: Session, user_id: str, *, paused: bool, note: str | None 
     if not paused:
         if row.queue_paused_at is not None:
             ring_after_commit(session)
+            ring_after_commit(session, "job")
         row.queue_paused_at = row.queue_paused_by = row.queue_note = None
-    elif row.queue_paused_at is None or (note is not None and note != row.queue_note):
-        row.queue_paused_at = row.queue_paused_at or now(session)
-        row.queue_paused_by, row.queue_note = user.name, note
+    elif row.queue_paused_at is None:
+        row.queue_paused_at, row.queue_paused_by, row.queue_note = now(session), user.name, note or None
+    elif note is not None:
+        row.queue_note = note or None
     session.flush()
     return queue(session)
 

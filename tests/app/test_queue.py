@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -323,8 +324,11 @@ def test_start_and_end_follow_from_measured_speed(api: Api) -> None:
     assert abs(at(starts[1]) - at(ends[0])) <= 1 and at(ends[1]) - at(starts[1]) == pytest.approx(300, abs=2)
     assert abs(at(starts[2]) - at(ends[1])) <= 1 and ends[2] is None, "nobody has measured such a run"
     assert (starts[3], ends[3]) == (None, None), "it waits for what nobody knows"
-    page = text_of(api.browser().get("/system").text)
-    assert "Begins about" in page and "how long it will take is not known yet" in page
+    page = api.browser().get("/system").text
+    assert re.search(r"Begins about <time [^>]*>[^<]+</time>, done about <time [^>]*>[^<]+</time>\.", page)
+    assert "; how long it will take is not known yet." in page
+    zh = api.browser().get("/system", headers={"Accept-Language": "zh"}).text
+    assert re.search(r"预计 <time [^>]*>[^<]+</time> 开始，<time [^>]*>[^<]+</time> 完成。", zh)
     api.post("/system/queue", {"paused": True})
     assert api.get(f"/runs/{second['id']}").json()["predicted_start_at"] is None
 
@@ -375,8 +379,23 @@ def test_the_queue_is_paused_and_goes_on(api: Api, monkeypatch: pytest.MonkeyPat
     rung: list[str] = []
     monkeypatch.setattr(channels, "ring", lambda kind="run": rung.append(kind))
     assert api.post("/system/queue", {"paused": False}).json() == goes_on
-    assert rung == ["run"] and "studio_queue_paused 0" in api.http.get("/metrics").text
+    assert sorted(rung) == ["job", "run"] and "studio_queue_paused 0" in api.http.get("/metrics").text
     assert "The queue is paused" not in text_of(browser.get("/runs").text)
+
+
+def test_the_note_of_a_paused_queue_is_changed_and_cleared(api: Api) -> None:
+    first = api.post("/system/queue", {"paused": True, "note": "a new disk"}).json()
+    anna = api.as_role("anna", "admin")
+    for note, stands in (("  two disks ", "two disks"), (None, "two disks"), ("", None), (None, None), (" ", None)):
+        said = anna.post("/api/v1/system/queue", json={"paused": True, "note": note}).json()
+        assert said == first | {"note": stands}, (note, "who paused it, and when, stands")
+    run = new_run(api)
+    assert waits(api, run) == "The queue is paused by local admin."
+    answer = api.post("/system/queue", {"paused": True, "note": "x" * 600}).json()["error"]
+    assert answer["field"] == "note" and "500 characters" in answer["message"]
+    for note in ("two\nlines", "two\u2028lines", "a\ttab"):
+        answer = api.post("/system/queue", {"paused": True, "note": note})
+        assert answer.status_code == 422 and "one line" in answer.text, note
 
 
 def test_only_an_admin_pauses_the_queue(api: Api) -> None:
@@ -415,7 +434,7 @@ def test_machines_say_what_is_wrong_with_them(api: Api) -> None:
                 bad_devices=[{"id": "cuda:1", "reason": "An attempt ended with a GPU error.", "until": until}])
     text = text_of(api.browser().get("/system").text)
     assert "Its run directory is not the studio's." in text and "takes no runs" in text
-    assert "cuda:1 is left alone for a while: An attempt ended with a GPU error." in text
+    assert "cuda:1 is left alone: An attempt ended with a GPU error." in text and "All free." not in text
     host = api.get("/system").json()["hosts"][0]
     assert host["problem"] and [b["id"] for b in host["bad_devices"]] == ["cuda:1"]
 

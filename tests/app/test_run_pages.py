@@ -153,13 +153,35 @@ def test_a_failure_has_a_face(api: Api) -> None:
     assert_clean(html)
 
 
+def test_a_pause_says_whether_everything_is_saved(api: Api) -> None:
+    """Saved, stopped by a kill, refused because of its inputs: only the first one goes on exactly where it stopped."""
+    def said(run: dict) -> str:
+        return text_of(api.browser().get(f"/runs/{run['id']}").text)
+
+    saved, killed, refused = new_run(api), new_run(api), new_run(api)
+    for run in (saved, killed):
+        set_run(run["id"], state="paused", desired="pause", attempt=1)
+        with transaction() as session:
+            session.add(Attempt(run_id=run["id"], number=1, state="closed", host_id="h", boot_id="b", started_at=1.0,
+                                ended_at=9.0, error=None if run is saved else {"message": "A rank was killed."}))
+    set_run(refused["id"], state="paused", desired="pause", reason="inputs", attempt=1, error={
+        "class": "DATA", "message": "The data is gone.", "hint": "Put it back."})
+    assert "Paused: everything is saved" in said(saved)
+    for run in (killed, refused):
+        text = said(run)
+        assert "everything is saved" not in text and "Resume goes on from its newest checkpoint." in text
+    assert "The data is gone." in said(refused) and "Put it back." in said(refused)
+    set_run(killed["id"], state="recovering", desired="run")
+    assert "This attempt was interrupted. The run goes on from its newest checkpoint by itself." in said(killed)
+
+
 def test_what_a_queued_run_waits_for(api: Api) -> None:
     run = new_run(api)
 
     def said() -> str:
         return text_of(api.browser().get(f"/runs/{run['id']}").text)
 
-    assert "Waits for a worker." in said()
+    assert "Waits for a worker." in said() and "When it begins is not known" not in said()
     database_rig.add_host("host-1")
     assert "Starts in a moment." in said()
     other = new_run(api, priority=5)

@@ -148,6 +148,7 @@ def test_what_trains_is_killed_and_the_run_continues(studio: RunningStudio, case
     assert [steps <= SAVE_INTERVAL for steps in lost_steps(studio, run_id)] == [True]
 
 
+@pytest.mark.slow  # tests/worker/test_fencing.py does it with one process
 def test_a_run_that_always_crashes_is_given_up_and_the_next_one_starts(studio: RunningStudio, case: Case) -> None:
     """Whatever trains the first run is killed on sight: three attempts without a checkpoint are enough."""
     first, given_up = case.post(TWO_RANKS), threading.Event()

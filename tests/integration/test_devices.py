@@ -11,7 +11,7 @@ from tests.integration.material import ONE_RANK, SMALL, TWO_RANKS, ready_dataset
 from tests.integration.studio import RunningStudio
 from worker.client import ApiError
 
-pytestmark = [pytest.mark.integration, pytest.mark.skipif(
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="this needs two cores")]
 #: more steps than anybody waits for: a test ends these runs itself
 ENDLESS = 100_000

@@ -70,6 +70,7 @@ def test_a_machine_dies_and_its_run_goes_on_on_the_other(pair):
     assert not is_present(b)
 
 
+@pytest.mark.slow
 def test_a_machine_that_was_cut_off_comes_back_and_changes_nothing(pair):
     """Its trainer and its runner live all the while; where there is no cable to cut, they are frozen."""
     a, b = pair

@@ -10,6 +10,7 @@ from sqlalchemy import select, update
 
 from app.core import db, queue, states
 from app.core.models import DeviceLease, Host, Run
+from app.core.settings import get_settings
 from app.core.timing import get_timing
 from tests.database_rig import HOST, add_host, add_run, get_run
 from tests.worker.runner_rig import (
@@ -166,3 +167,27 @@ def test_a_claim_without_any_runner_is_given_up(runners, monkeypatch):
     bookkeeper.reconcile()
     bookkeeper.reconcile()
     assert get_run(run_id).state == "queued" and attempt_of(run_id, 1).state == "closed"
+
+
+def test_three_bookkeepers_settle_one_lost_attempt_once(runners, monkeypatch):
+    """They look at the same moment; what one machine lost is one attempt, not three."""
+    run_id = add_run()
+    with db.transaction() as session:
+        queue.claim_run(session, HOST)
+    with db.transaction() as session:
+        states.move(session, session.get(Run, run_id), "recovering")
+    assert [reconciler.settle_from_disk(run_id, 1, "its machine does not answer") for _ in range(3)] == 3 * [
+        "recovering"]
+    assert get_run(run_id).fruitless_attempts == 1 and is_dense(run_id)
+
+
+def test_a_machine_without_the_directory_settles_nothing(runners, monkeypatch, tmp_path):
+    run_id = add_run()
+    with db.transaction() as session:
+        queue.claim_run(session, HOST)
+    monkeypatch.setenv("STUDIO_DATA_DIR", str(tmp_path / "not mounted"))
+    monkeypatch.setenv("STUDIO_DATABASE_URL", get_settings().sqlalchemy_url)
+    get_settings.cache_clear()
+    with pytest.raises(FileNotFoundError, match="not mounted"):
+        reconciler.settle_from_disk(run_id, 1, "its machine does not answer")
+    assert attempt_of(run_id, 1).state == "open"

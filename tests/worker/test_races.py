@@ -165,7 +165,8 @@ def claimers(count: int, *, visibility_s: float = 3600.0) -> Iterator[None]:
         for process in started:
             process.kill()
             process.wait()
-    assert "Traceback" not in log.read_text(), log.read_text()[-3000:]
+    # (a pool child whose worker is killed under it may complain of its pipe)
+    assert f'File "{ROOT / "worker"}' not in log.read_text(), log.read_text()[-3000:]
 
 
 def ring(times: int) -> None:

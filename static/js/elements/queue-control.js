@@ -5,6 +5,8 @@ import { newKey, patch, post } from "../lib/api.js";
 import { t } from "../lib/i18n.js";
 import { toast, toastError } from "./toast-stack.js";
 
+const PAUSE = '[data-dialog="queue-dialog"]';
+const RESUME = '[data-queue="resume"]';
 const EVENTS = ["click", "input", "change", "focusout"];
 
 class QueueControl extends HTMLElement {
@@ -53,6 +55,7 @@ class QueueControl extends HTMLElement {
     const priority = Number(input.value);
     if (input.value === "" || !Number.isInteger(priority)) {
       input.value = input.defaultValue;
+      toastError(new Error(t("This must be a whole number.")));
       return;
     }
     const run = input.dataset.priority;
@@ -64,6 +67,7 @@ class QueueControl extends HTMLElement {
   async #resume(button) {
     if (await this.#send(button, () => post("/system/queue", { paused: false }, { key: newKey() }))) {
       toast(t("The queue goes on."));
+      handOver(button, document.getElementById("queue-dialog") ? PAUSE : "#main"); // it is paused on one page alone
     }
   }
 
@@ -84,6 +88,22 @@ class QueueControl extends HTMLElement {
 }
 
 customElements.define("queue-control", QueueControl);
+
+/**
+ * Pausing and resuming take the pressed button away: the keyboard goes to the one that undoes it. A refresh that was
+ * under way may show the old state once more, so this waits for it, unless the keyboard has gone elsewhere meanwhile.
+ */
+function handOver(pressed, selector) {
+  const look = () => {
+    const { activeElement } = document;
+    const isLeft = activeElement && activeElement !== document.body && activeElement !== pressed;
+    const next = document.querySelector(selector);
+    if (isLeft || next) document.removeEventListener("fragment", look);
+    if (!isLeft) next?.focus();
+  };
+  document.addEventListener("fragment", look);
+  look();
+}
 
 function openQueueDialog() {
   const dialog = document.getElementById("queue-dialog");
@@ -106,7 +126,9 @@ export function bindQueueDialog() {
       await post("/system/queue", { paused: true, ...(note ? { note } : {}) }, { key: newKey() });
       form.reset();
       dialog.close();
-      document.querySelector("live-fragment")?.refresh();
+      const opener = document.querySelector(PAUSE); // the closed dialog gives the keyboard back to it
+      await document.querySelector("live-fragment")?.refresh();
+      handOver(opener, RESUME);
     } catch (error) {
       form.querySelector(".field-error").textContent = [error.message, error.hint].filter(Boolean).join(" ");
     } finally {

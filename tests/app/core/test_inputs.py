@@ -30,17 +30,16 @@ def dataset(database) -> Path:
     return path
 
 
-def claim() -> queue.Claim | queue.Unsure | None:
+def claim(*sure: str) -> queue.Claim | queue.Unsure | None:
     with db.transaction() as session:
-        return queue.claim_run(session, HOST)
+        return queue.claim_run(session, HOST, sure)
 
 
 def claim_patiently() -> queue.Claim | None:
     found = claim()
     if isinstance(found, queue.Unsure):
-        with db.transaction() as session:
-            inputs.look_again(session, found.dataset_id)
-        found = claim()
+        inputs.look_again(found.dataset_id)
+        found = claim(found.dataset_id)
     return found
 
 
@@ -183,3 +182,21 @@ def test_a_bad_device_is_left_alone_for_its_time(database):
 def write_json_in(directory: Path, name: str, value: object) -> None:
     directory.mkdir()
     write_json(directory / name, value)
+
+
+def test_a_file_that_cannot_be_read_is_left_to_the_trainer(dataset, monkeypatch):
+    """It is looked at once, not for ever."""
+    run_id = add_run(dataset_id="d")
+    os.utime(dataset, (1, 1))
+    monkeypatch.setattr(inputs, "open", None, raising=False)
+    assert claim() == queue.Unsure("d") and claim("d").run_id == run_id
+
+
+def test_no_job_begins_while_the_queue_is_paused(database):
+    add_host()
+    with db.transaction() as session:
+        session.add(Installation(id=1, uid="x", created_at=0.0, queue_paused_at=1.0))
+        queue.enqueue_job(session, "dataset_import", {"dataset_id": "d"}, user_id="local")
+        assert queue.claim_job(session, HOST) is None
+        session.get(Installation, 1).queue_paused_at = None
+        assert queue.claim_job(session, HOST) is not None
