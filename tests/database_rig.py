@@ -5,13 +5,15 @@ Not migrated but created from the models; the migrations have a test of their ow
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import inspect, text
 
 from app.core import db, guards
 from app.core.models import Base, Host, Run, new_id
@@ -35,28 +37,41 @@ def make_database(backend: str, directory: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("STUDIO_HOST_ID", HOST)
     # nobody listens there: bells are lost, as they may be
     monkeypatch.setenv("STUDIO_REDIS_URL", f"unix://{directory}/no-broker.sock")
-    schema = None
     if backend == "postgresql":
         server = os.environ["STUDIO_TEST_DATABASE_URL"]
-        schema = f"test_{secrets.token_hex(6)}"
-        with db.engine_for(server).begin() as connection:
-            connection.execute(text(f"CREATE SCHEMA {schema}"))
-        joint = "&" if "?" in server else "?"
-        monkeypatch.setenv("STUDIO_DATABASE_URL", f"{server}{joint}options=-csearch_path%3D{schema}")
+        monkeypatch.setenv("STUDIO_DATABASE_URL", f"{server}{'&' if '?' in server else '?'}"
+                                                  f"options=-csearch_path%3D{_own_schema(server)}")
     get_settings.cache_clear()
     url = get_settings().sqlalchemy_url
     with db.engine_for(url).begin() as connection:
-        Base.metadata.create_all(connection)
+        if inspect(connection).has_table("run"):
+            for table in reversed(Base.metadata.sorted_tables):
+                connection.execute(table.delete())
+        else:
+            Base.metadata.create_all(connection)
         guards.install(connection)
     try:
         yield url
     finally:
         db.engine_for(url).dispose()
-        if schema is not None:
-            with db.engine_for(server).begin() as connection:
-                connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
         monkeypatch.undo()
         get_settings.cache_clear()
+
+
+@functools.cache
+def _own_schema(server: str) -> str:
+    """A schema of this test run: making its tables for each of a thousand tests took longer than the tests."""
+    schema = f"test_{secrets.token_hex(6)}"
+    with db.engine_for(server).begin() as connection:
+        connection.execute(text(f"CREATE SCHEMA {schema}"))
+
+    def drop() -> None:
+        with db.engine_for(server).begin() as connection:
+            connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
+        db.engine_for(server).dispose()
+
+    atexit.register(drop)
+    return schema
 
 
 def add_host(id: str = HOST, *, cpu_slots: int = 2, devices: list | None = None,
