@@ -242,6 +242,13 @@ def test_a_directory_that_goes_away_stops_new_work(installation):
     assert "not the run directory" in join.problem_now(by_up=False)
 
 
+def test_a_full_disk_stops_new_work(installation, monkeypatch):
+    """Else every waiting run would begin, fail at once, and make room for the next."""
+    assert join.problem_now(by_up=True) is None
+    monkeypatch.setattr(join.shutil, "disk_usage", lambda _: type("Usage", (), {"free": join.LEAST_FREE_BYTES - 1})())
+    assert "is full: nothing new begins" in join.problem_now(by_up=True)
+
+
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
 def test_a_directory_that_cannot_be_written_is_refused(installation):
     (installation / "runs").mkdir(exist_ok=True)

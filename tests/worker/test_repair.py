@@ -16,10 +16,10 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
 from app.core.db import now, reading, transaction
-from app.core.models import Attempt, Checkpoint, DeviceLease, Job, Run
+from app.core.models import Attempt, Checkpoint, DeviceLease, Installation, Job, Run
 from app.core.queue import claim_job, claim_run, enqueue_job
 from app.core.settings import get_settings
-from minimind.run_dir import RunDir
+from minimind.run_dir import RunDir, write_json
 from tests.database_rig import HOST, add_host, add_run, get_run
 from tests.worker.runner_rig import checkpoints_of, is_dense, tell, wait_for_state
 from tests.worker.test_checkpoints import saved
@@ -178,6 +178,16 @@ def test_a_directory_that_no_row_knows_goes_to_the_trash(tmp_path: Path, home: s
     (moved,) = (tmp_path / "trash").iterdir()
     assert (moved / "something").read_text() == "to be missed" and not path.exists()
     assert is_healthy()
+
+
+def test_rows_of_another_installation_say_nothing_of_this_directory(tmp_path: Path) -> None:
+    """Moved to a server, asked with the old database: every newer run would belong to nothing."""
+    home = a_directory(get_settings().runs_dir, "newerrun")
+    with transaction() as session:
+        session.add(Installation(id=1, uid="of the old database", created_at=0.0))
+    write_json(get_settings().data_dir / "installation.json", {"uid": "of the server"})
+    assert "STUDIO_DATABASE_URL" in only("bad", "rows", "belongs to another installation", mend=True)
+    assert home.is_dir()
 
 
 def test_half_made_checkpoints_go_unless_somebody_makes_them(tmp_path: Path) -> None:

@@ -133,6 +133,18 @@ def test_a_machine_that_slept_blames_nobody(watched):
     assert pass_time(10) is None and pass_time(1) is not None
 
 
+def test_a_full_disk_silences_a_run_that_does_not_hang(watched, monkeypatch):
+    """Its events cannot be written; training goes on, as long as nothing has to be saved."""
+    progress, events, pass_time = watched
+    events.write("metrics", {"loss": 1.0}, step=1)
+    monkeypatch.setattr(stall.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 0})())
+    assert pass_time(1000) is None
+    monkeypatch.undo()
+    for name in ("step", "data", "compile", "save"):
+        monkeypatch.setattr(get_timing(), f"stall_{name}_s", 10.0)
+    assert pass_time(30) is not None, "there is space again, and it still says nothing"
+
+
 def test_events_of_another_attempt_are_not_ours(watched):
     progress, _, pass_time = watched
     stale = EventWriter(progress._run_dir.attempt(1).events, 7)
