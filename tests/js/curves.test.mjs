@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { aligned, csv, Curve, extent } from "../../static/js/lib/curves.js";
+import { aligned, csv, Curve, extent, widened } from "../../static/js/lib/curves.js";
 
 /** The average as its definition says it, over everything. */
 function plainAverage(values, s) {
@@ -72,4 +72,18 @@ test("an axis with a floor begins there", () => {
   assert.deepEqual(extent([[0.5, 1]], false, undefined, 0), [0, 1.06]);
   assert.deepEqual(extent([[0, 0]], false, undefined, 0), [0, 1]);
   assert.deepEqual(extent([[1, 10]], true, undefined, 0), [1 / 1.15, 11.5], "a logarithmic one cannot");
+});
+
+test("numbers that differ by their last bit alone make no axis between them", () => {
+  // its steps would be too small to be added to 5.1: uPlot would draw lines until the page has no memory left
+  for (const [low, high] of [[5.1, 5.1 + 2 ** -50], [0.7, 0.7000000000000001], [-3, -3 + 2 ** -51], [1e18, 1e18 + 256]]) {
+    const [from, to] = extent([[low], [high]], false);
+    assert.ok(to - from > Math.abs(low) * 0.1, `${from} ${to}`);
+    const [left, right] = widened(low, high);
+    assert.ok(right - left > Math.abs(low) * 1e-9 && left < low && right > high, `${left} ${right}`);
+  }
+  assert.deepEqual(widened(3, 3), [2, 4]);
+  assert.deepEqual(widened(3, 4), [3, 4]);
+  const [from, to] = extent([[2, 2.001]], false);
+  assert.ok(to - from < 0.002, "what can be told apart keeps its axis");
 });

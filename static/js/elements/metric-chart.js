@@ -4,7 +4,7 @@
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
 import { drawLine, drawMarks } from "../lib/chart-drawing.js";
-import { aligned, csv, extent } from "../lib/curves.js";
+import { aligned, csv, extent, widened } from "../lib/curves.js";
 import { h, saveAs, setText } from "../lib/dom.js";
 import { integer } from "../lib/format.js";
 import { t } from "../lib/i18n.js";
@@ -87,7 +87,7 @@ class MetricChart extends HTMLElement {
       legend: { show: false },
       cursor: { sync: { key: cursors.key, setSeries: false, filters: { pub: (type) => type === "mousemove" || type === "mouseleave" } }, drag: { x: true, y: false, setScale: false }, points: { size: 7 } },
       scales: {
-        x: { time: false, range: (u, low, high) => this.view.range ?? (low === high ? [low - 1, high + 1] : [low, high]) },
+        x: { time: false, range: (u, low, high) => widened(...(this.view.range ?? [low, high])) },
         y: { distr: isLog ? 3 : 1, range: (u) => extent(u.data.slice(1), isLog, u.series[0].idxs ?? undefined, this.kind.floor) },
       },
       axes: [

@@ -94,8 +94,24 @@ export function extent(columns, isLog, [low, high] = [0, Infinity], floor = null
   if (least > most) return isLog ? [0.1, 1] : [0, 1];
   if (isLog) return [least / 1.15, most * 1.15];
   if (floor !== null) return [floor, most > floor ? most + (most - floor) * 0.06 : floor + 1];
-  const room = (most - least || Math.abs(most) || 1) * 0.06;
+  const size = Math.max(Math.abs(least), Math.abs(most));
+  const room = (isWide(least, most) ? most - least : size || 1) * 0.06;
   return [least - room, most + room];
+}
+
+/**
+ * Whether numbers between `low` and `high` can be told apart. A loss and its average may differ by the last bit alone;
+ * an axis from one to the other would have steps that are too small to be added to where it begins, and never end.
+ */
+function isWide(low, high) {
+  return high - low > Math.max(Math.abs(low), Math.abs(high)) * 1e-9;
+}
+
+/** [low, high] of an x axis, with room around what would be a single place. */
+export function widened(low, high) {
+  if (isWide(low, high)) return [low, high];
+  const room = Math.max(1, Math.abs(low) * 1e-6, Math.abs(high) * 1e-6);
+  return [low - room, high + room];
 }
 
 /** Rows of comma-separated values with a header, the x axis first. */
