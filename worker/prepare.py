@@ -26,6 +26,8 @@ class Launch:
     command: list[str]
     environment: dict[str, str]
     world_size: int
+    #: in the order in which the ranks see them
+    devices: tuple[str, ...]
 
 
 def prepare(session: Session, run: Run, run_dir: RunDir, settings: Settings) -> Launch:
@@ -50,7 +52,7 @@ def prepare(session: Session, run: Run, run_dir: RunDir, settings: Settings) -> 
     return Launch(
         rank_command(run.stage, run_dir.path, run.attempt, world_size=ranks, allow_changes=run.allow_changes,
                      cache_dir=settings.cache_dir),
-        rank_environment(settings, run.id, run.attempt, devices, ranks), ranks)
+        rank_environment(settings, run.id, run.attempt, devices, ranks), ranks, devices)
 
 
 def _refuse_what_is_gone(session: Session, run: Run) -> None:

@@ -18,11 +18,11 @@ import sys
 import threading
 import time
 
-from sqlalchemy import and_, or_, select, update
+from sqlalchemy import and_, or_, update
 
 from app.core import channels, logging
 from app.core.db import Session, reading, transaction
-from app.core.models import LEASED_STATES, Attempt, DeviceLease, Run
+from app.core.models import LEASED_STATES, Attempt, Run
 from app.core.queue import renew_lease, take_back
 from app.core.settings import get_settings
 from app.core.states import Fenced, append_event, move
@@ -134,11 +134,7 @@ class Runner:
                 except OSError as error:
                     return disk_error(error, self.run_dir.path)
                 session.get(Attempt, (self.run_id, self.attempt)).world_size = launch.world_size
-                # in the order in which the ranks see them
-                self.devices = tuple(sorted(
-                    session.scalars(select(DeviceLease.device).where(DeviceLease.run_id == self.run_id)),
-                    key=lambda device: int(device.partition(":")[2])))
-        self.world_size = launch.world_size
+        self.world_size, self.devices = launch.world_size, launch.devices
         try:
             self.locks = DeviceLocks(self.devices)
             self.locks.take(GPU_PATIENCE_S)

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import os
 import re
-import secrets
 import signal
 import subprocess
 import sys
@@ -19,11 +18,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import psutil
 
 from app.core import db
+from benchmarks._studio import own_postgres_database, own_redis_database
 from worker.client import StudioClient
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -221,33 +220,12 @@ class RunningStudio:
         self._drop = drop_all
 
 
-def own_postgres_database(server_url: str):
-    """A fresh database on the server, and the function that drops it."""
-    import psycopg
-
-    name = f"studio_test_{secrets.token_hex(6)}"
-    with psycopg.connect(server_url, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')
-
-    def drop() -> None:
-        with psycopg.connect(server_url, autocommit=True) as connection:
-            connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
-
-    return urlunsplit(urlsplit(server_url)._replace(path=f"/{name}")), drop
-
-
-def own_redis_database(server_url: str):
-    """An empty database number of the server (marked as taken), and the function that empties it."""
-    import redis
-
-    for number in range(15, 0, -1):
-        url = urlunsplit(urlsplit(server_url)._replace(path=f"/{number}"))
-        client = redis.Redis.from_url(url)
-        if client.dbsize() == 0 and client.set("studio-test-owner", os.getpid(), nx=True):
-            def drop(client: redis.Redis = client) -> None:
-                client.flushdb()
-                client.close()
-
-            return url, drop
-        client.close()
-    raise AssertionError(f"all database numbers of {server_url} are in use")
+@contextlib.contextmanager
+def running_studio(data_dir: Path, **env: str) -> Iterator[RunningStudio]:
+    """One that is started now, and ended whatever happens."""
+    running = RunningStudio(data_dir, **env)
+    try:
+        running.start()
+        yield running
+    finally:
+        running.close()

@@ -21,7 +21,7 @@ from tests.integration.faults_rig import (
     moves_of,
 )
 from tests.integration.material import ONE_RANK, SMALL, TWO_RANKS, ready_dataset, ready_tokenizer, text_jsonl
-from tests.integration.studio import RunningStudio
+from tests.integration.studio import RunningStudio, running_studio
 
 pytestmark = pytest.mark.integration
 STEPS, SAVE_INTERVAL = 300, 25
@@ -55,12 +55,8 @@ class Case:
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
     """One whose leases last two seconds."""
-    running = RunningStudio(tmp_path_factory.mktemp("studio"), **QUICK)
-    try:
-        running.start()
+    with running_studio(tmp_path_factory.mktemp("studio"), **QUICK) as running:
         yield running
-    finally:
-        running.close()
 
 
 @pytest.fixture(scope="module")

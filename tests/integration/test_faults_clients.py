@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.faults_rig import QUICK, Cable, Viewer, all_events, assert_sound
 from tests.integration.material import ONE_RANK, SMALL, ready_dataset, text_jsonl
-from tests.integration.studio import RunningStudio
+from tests.integration.studio import RunningStudio, running_studio
 
 pytestmark = pytest.mark.integration
 #: what a runner does with the words of its trainer: batches of events, each in one transaction
@@ -31,12 +31,8 @@ for first in range(0, total, 25):
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
-    running = RunningStudio(tmp_path_factory.mktemp("studio"), **QUICK)
-    try:
-        running.start()
+    with running_studio(tmp_path_factory.mktemp("studio"), **QUICK) as running:
         yield running
-    finally:
-        running.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +40,28 @@ def runners(database):
     while left() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left(), f"processes are left: {left()}"
+
+
+@pytest.fixture
+def bell(database, monkeypatch):
+    """A broker that this test's processes can reach: STUDIO_TEST_REDIS_URL, else the embedded one."""
+    from app.core import channels
+    from app.core.settings import get_settings
+    from tests.worker.runner_rig import ROOT, wait_until
+    from worker import broker
+
+    url, server = os.environ.get("STUDIO_TEST_REDIS_URL"), None
+    if not url:
+        embedded = broker.prepare(Path(get_settings().data_dir))
+        url = embedded.url
+        server = subprocess.Popen(embedded.command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        wait_until(lambda: broker.answers(url))
+    monkeypatch.setenv("STUDIO_REDIS_URL", url)
+    monkeypatch.setenv("STUDIO_REDIS_PREFIX", f"test-{os.getpid()}-{time.monotonic_ns()}")
+    get_settings.cache_clear()
+    channels._after_fork()  # senders that know the old address
+    yield
+    channels._after_fork()
+    if server is not None:
+        server.terminate()
+        server.wait()

@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import select, update
@@ -23,7 +22,7 @@ from app.core.models import TERMINAL_STATES, Attempt, DeviceLease, Host, Run
 from app.core.settings import get_settings
 from tests.database_rig import HOST, add_host, add_run, get_run
 from tests.worker.runner_rig import ROOT, events_of, is_dense, tell, wait_for_state, wait_until, wish
-from worker import broker, processes, verdict
+from worker import processes, verdict
 
 pytestmark = pytest.mark.integration
 ONE = {"kind": "cpu", "count": 1}
@@ -127,26 +126,6 @@ def _cancel_if_possible(run_id: str) -> None:
 
 
 # -- the bell -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def bell(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A broker that this test's processes can reach: STUDIO_TEST_REDIS_URL, else the embedded one."""
-    url, server = os.environ.get("STUDIO_TEST_REDIS_URL"), None
-    if not url:
-        embedded = broker.prepare(Path(get_settings().data_dir))
-        url = embedded.url
-        server = subprocess.Popen(embedded.command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-        wait_until(lambda: broker.answers(url))
-    monkeypatch.setenv("STUDIO_REDIS_URL", url)
-    monkeypatch.setenv("STUDIO_REDIS_PREFIX", f"test-{os.getpid()}-{time.monotonic_ns()}")
-    get_settings.cache_clear()
-    channels._after_fork()  # senders that know the old address
-    yield
-    channels._after_fork()
-    if server is not None:
-        server.terminate()
-        server.wait()
 
 
 @contextlib.contextmanager

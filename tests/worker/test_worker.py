@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -21,7 +20,6 @@ from app.core.settings import get_settings
 from minimind.tokenizer import Tokenizer
 from tests.database_rig import add_run, get_run
 from tests.worker.runner_rig import ROOT, attempt_of, checkpoints_of, is_dense, wait_for_state, wait_until, wish
-from worker import broker
 
 pytestmark = pytest.mark.integration
 
@@ -101,27 +99,6 @@ def test_a_run_outlives_its_worker_and_is_adopted_by_the_next(runners, monkeypat
 def _host_is_of(pid: int) -> bool:
     with db.reading() as session:
         return session.get(Host, "here").worker_pid == pid
-
-
-@pytest.fixture
-def bell(database, monkeypatch) -> Iterator[None]:
-    """A broker that this test's processes can reach: STUDIO_TEST_REDIS_URL, else the embedded one."""
-    url = os.environ.get("STUDIO_TEST_REDIS_URL")
-    server = None
-    if not url:
-        embedded = broker.prepare(Path(get_settings().data_dir))
-        url = embedded.url
-        server = subprocess.Popen(embedded.command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-        wait_until(lambda: broker.answers(url))
-    monkeypatch.setenv("STUDIO_REDIS_URL", url)
-    monkeypatch.setenv("STUDIO_REDIS_PREFIX", f"test-{os.getpid()}")
-    get_settings.cache_clear()
-    channels._after_fork()  # senders that know the old address
-    yield
-    channels._after_fork()
-    if server is not None:
-        server.terminate()
-        server.wait()
 
 
 def test_celery_starts_a_run_by_the_bell_alone_and_its_tokenizer_is_kept(runners, bell, monkeypatch):
