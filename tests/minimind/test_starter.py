@@ -15,6 +15,8 @@ from minimind.data.starter.world import LEXICONS, answer
 from minimind.errors import DataError
 
 ALL = ["en", "zh", "pt"]
+#: what these tests are about; the parts for later stages are tested in test_starter_parts.py
+PARTS = ("text", "dialogues")
 WORLDS = [(1, None), (5, None), (5, ["zh"]), (3, ["pt"]), (10, None), (30, None)]
 
 
@@ -29,7 +31,7 @@ def sentences(rows: list[str]) -> list[str]:
     return [s for s in re.split(r"(?<=[.!?])\s+|(?<=[。！？])|\n", "\n".join(rows)) if s]
 
 
-@pytest.mark.parametrize("part", starter.PARTS)
+@pytest.mark.parametrize("part", PARTS)
 def test_same_seed_same_bytes_other_seed_other_world(tmp_path, part):
     digests = []
     for name, seed in (("a", 42), ("b", 42), ("c", 43)):
@@ -39,7 +41,7 @@ def test_same_seed_same_bytes_other_seed_other_world(tmp_path, part):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("part", starter.PARTS)
+@pytest.mark.parametrize("part", PARTS)
 def test_the_files_are_valid_data(tmp_path, part):
     path = starter.write(part, tmp_path / "data.jsonl", minutes=1, languages=ALL)
     result = scan(path)
@@ -49,7 +51,7 @@ def test_the_files_are_valid_data(tmp_path, part):
 
 @pytest.mark.parametrize(("minutes", "languages"), WORLDS)
 def test_held_out_questions_occur_nowhere_but_their_facts_do(minutes, languages):
-    told, talked = (set(sentences(texts(part, minutes, languages))) for part in starter.PARTS)
+    told, talked = (set(sentences(texts(part, minutes, languages))) for part in PARTS)
     world = starter.make_world(minutes, tuple(languages) if languages else None, 42)
     asked = {sentence for sentence in told | talked if sentence.endswith(("?", "？"))}
     for person, lexicon in itertools.product(world.people, world.lexicons):
@@ -141,7 +143,7 @@ def test_a_longer_budget_is_a_larger_world_and_all_languages():
     assert all(0 < s.pretrain_share < 1 and s.people <= len(GENDERS) for s in sizes)
 
 
-@pytest.mark.parametrize("part", starter.PARTS)
+@pytest.mark.parametrize("part", PARTS)
 def test_every_language_gets_its_share(part):
     rows = texts(part, 10, None)
     chinese = sum(bool(re.search(r"[\u4e00-\u9fff]", row)) for row in rows)
@@ -164,7 +166,7 @@ def test_lexicons_are_complete_and_unambiguous(lexicon):
 
 
 def test_no_template_is_left_unfilled_and_prompts_exist():
-    for part in starter.PARTS:
+    for part in PARTS:
         assert not re.search(r"[{}|]", "".join(texts(part, 20, ALL)))
     assert set(starter.SAMPLE_PROMPTS) == set(ALL) and all(len(p) == 3 for p in starter.SAMPLE_PROMPTS.values())
 

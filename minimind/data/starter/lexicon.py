@@ -40,6 +40,47 @@ class Story:
 
 
 @dataclass(frozen=True)
+class Manners:
+    """How an answer can end. What preference pairs teach: kindly rather than gruffly."""
+
+    kind: tuple[str, ...]
+    gruff: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ToolWords:
+    """How people ask for what a tool knows. Fields: {name} of ``phone``, {city} and {place} ("in Paris") of
+    ``weather`` and ``clock``, {sum} of ``calc``, and {result} in the answer."""
+
+    questions: tuple[str, ...]
+    answer: str
+    thought: str
+    results: tuple[str, ...] = ()  # none: numbers
+
+
+@dataclass(frozen=True)
+class SelfQuestion:
+    """One thing to ask somebody about themselves, in many words. ``held_out`` ones stand in no part of the corpus."""
+
+    kind: str
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
+    held_out: tuple[str, ...] = ()
+    expected: str = ""  # what each answer contains
+
+
+@dataclass(frozen=True)
+class Character:
+    """Somebody else for the model to be than MiniMind."""
+
+    name: str
+    maker: str
+    about: tuple[SelfQuestion, ...]
+    greetings: tuple[tuple[str, str], ...]
+    thanks: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Lexicon:
     code: str
     names: tuple[str, ...]
@@ -61,6 +102,11 @@ class Lexicon:
     tell_story: tuple[str, ...]
     recall: tuple[str, ...]  # "Tell me something you know.", naming nobody
     systems: tuple[str, ...]
+    # for the stages after fine-tuning
+    manners: Manners
+    tools: dict[str, ToolWords]
+    character: Character
+    wishes: tuple[str, ...]  # other ways to put a {question}
 
     def fields(self, name: int, gender: str) -> dict[str, str]:
         return {"name": self.names[name], **self.pronouns[gender]}

@@ -13,6 +13,8 @@ LANGUAGES = ("en", "zh", "pt")
 ALL_LANGUAGES_FROM_MINUTES = 10.0
 #: share of the facts about which nobody ever asks in the corpus
 HELD_OUT_SHARE = 0.25
+#: for a teacher: even the smallest world's questions are all among so many
+FEWEST_QUESTIONS = 500
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,10 @@ class Plan:
     pretrain_share: float  # of the minutes; the rest is for fine-tuning
     text_rows: int
     dialogue_rows: int
+    preference_rows: int
+    tool_rows: int
+    identity_rows: int
+    question_rows: int  # at most: every question once
 
     @property
     def facts(self) -> int:
@@ -52,4 +58,5 @@ def plan(minutes: float = 5, languages: list[str] | tuple[str, ...] | None = Non
     people = max(8, min(people, len(GENDERS)))
     rows = min(max(minutes, 1.0), 60.0) * 2000
     return Plan(float(minutes), chosen, people, kinds, pretrain_share=0.65, text_rows=round(rows),
-                dialogue_rows=round(rows / 2))
+                dialogue_rows=round(rows / 2), preference_rows=round(rows / 4), tool_rows=round(rows / 4),
+                identity_rows=round(rows / 8), question_rows=max(FEWEST_QUESTIONS, round(rows / 10)))
