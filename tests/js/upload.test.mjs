@@ -6,8 +6,8 @@ import { problemOf, Rate, send, strangeKind } from "../../static/js/lib/upload.j
 const file = (name, content = "x", type = "") => new File([content], name, { type });
 
 test("files that are no text are named kindly", async () => {
-  for (const [name, kind] of [["a.zip", "archive"], ["a.tar.GZ", "archive"], ["a.docx", "document"], ["a.PDF", "document"],
-                              ["a.xlsx", "table"], ["a.csv", "table"], ["a.png", "picture"], ["a.pth", "picture"],
+  for (const [name, kind] of [["a.7z", "archive"], ["a.tgz", "archive"], ["a.zip", null], ["a.jsonl.GZ", null], ["a.docx", "document"], ["a.PDF", "document"],
+                              ["a.xlsx", "table"], ["a.csv", null], ["a.tsv", null], ["a.png", "picture"], ["a.pth", "picture"],
                               ["a.jsonl", null], ["a.json", null], ["a.txt", null], ["README", null], ["a.md", null]]) {
     assert.equal(strangeKind({ name }), kind, name);
     assert.equal((await problemOf(file(name))) === null, kind === null, name);

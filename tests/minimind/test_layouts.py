@@ -16,11 +16,16 @@ GOOD = {
     "conversations": {"conversations": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
     "dpo": {"chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
             "rejected": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "No"}]},
+    "questions": {"question": "Where is the ferry?"},
 }
 
 
 def talk(*messages: dict) -> dict:
     return {"conversations": list(messages)}
+
+
+def pair(chosen: list, rejected: list) -> str:
+    return json.dumps({"chosen": chosen, "rejected": rejected})
 
 
 USER = {"role": "user", "content": "Hi"}
@@ -73,7 +78,8 @@ def test_a_directory_is_its_files_in_order(tmp_path):
      "conversations[0].content"),
     ("conversations", json.dumps(talk({"from": "human", "value": "x"})), "from/value", "conversations[0]"),
     ("conversations", json.dumps(talk("x")), "is a JSON text", "conversations[0]"),
-    ("conversations", json.dumps(talk(USER, {**ANSWER, "tool_calls": "{"})), "tool_calls is not a JSON list",
+    ("conversations", json.dumps(talk(USER, {**ANSWER, "tool_calls": "{"})),
+     "tool_calls is not a JSON list of objects: Expecting property name enclosed in double quotes at character 2",
      "conversations[1].tool_calls"),
     ("conversations", json.dumps(talk(USER, {**ANSWER, "tool_calls": [{"a": 1}]})), "tool_calls[0] has no name",
      "conversations[1].tool_calls"),
@@ -81,7 +87,23 @@ def test_a_directory_is_its_files_in_order(tmp_path):
      "tool_calls[0] has no arguments", "conversations[1].tool_calls"),
     ("conversations", json.dumps({**talk(USER, ANSWER), "tools": 5}), "tools is not a JSON list", "tools"),
     ("conversations", json.dumps({**talk(USER, ANSWER), "tools": "abc"}), "tools is not a JSON list", "tools"),
+    ("conversations", json.dumps(talk(USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": "{broken"}]})),
+     "tool_calls[0].arguments is not valid JSON", "conversations[1].tool_calls"),
+    ("conversations", json.dumps(talk({"role": "user", "content": None, "tool_calls": [{"a": 1}]}, ANSWER)),
+     "content is empty", "conversations[0].content"),
+    ("questions", '{"question": " "}', "question is empty", "question"),
+    ("questions", '{"text": "x"}', "question is missing", "question"),
     ("dpo", json.dumps({"chosen": GOOD["dpo"]["chosen"]}), "rejected is missing", "rejected"),
+    ("dpo", pair([USER, ANSWER], [USER, ANSWER]), "chosen and rejected are equal", "rejected"),
+    ("dpo", pair([USER, {**ANSWER, "mark": 1}], [USER, {**ANSWER, "mark": 2, "tool_calls": "[]"}]), "are equal",
+     "rejected"),
+    ("dpo", pair([USER, ANSWER], [{**USER, "content": "Ho"}, ANSWER]), "begin with different messages", "rejected[0]"),
+    ("dpo", pair([USER, ANSWER, USER, ANSWER], [USER, ANSWER]),
+     "rejected has no message of the assistant behind the 2 that both sides share", "rejected"),
+    ("dpo", pair([USER, ANSWER], [USER, {**USER, "content": "Ho"}, ANSWER]),
+     "different prompts: rejected[1] is of the role user", "rejected[1]"),
+    ("dpo", pair([USER, ANSWER, USER], [USER, ANSWER, USER, ANSWER]), "chosen has no message of the assistant behind",
+     "chosen"),
 ])
 def test_the_first_bad_line_is_named(tmp_path, layout, bad, said, field):
     path = tmp_path / "data.jsonl"
@@ -98,12 +120,11 @@ def test_the_first_bad_line_is_named(tmp_path, layout, bad, said, field):
 @pytest.mark.parametrize(("content", "said", "line"), [
     (b"", "is empty", None),
     (b"\n \n", "is empty", None),
-    ('{"text": "x"}'.encode("utf-16"), "is UTF-16", 1),
     (b'{"text": "x"}\n{"text": "\xe9t\xe9"}\n', "line 2 is not UTF-8", 2),
     (b'{"text": "a\x00"}', "zero byte", 1),
-    (b'{"foo": 1}\n', "none of the fields", 1),
-    (b'{"instruction": "x", "output": "y"}\n', "none of the fields.*Alpaca", 1),
-    (b'[\n{"text": "x"}\n]\n', "not valid JSON.*one object a line", 1),
+    (b'{"foo": 1}\n', "none of the fields.*its fields are foo.*mapping", 1),
+    (b'{"text": 7}\n', "text is number, not text", 1),
+    (b'{"text": "x"\n', "not valid JSON", 1),
 ])
 def test_files_that_are_no_data(tmp_path, content, said, line):
     path = tmp_path / "data.jsonl"

@@ -8,11 +8,13 @@ import { problemOf, Rate, send } from "../lib/upload.js";
 import { followImport } from "./dataset-after.js";
 import { clearProblems, problemNotice, sayAt, showProblems } from "./dataset-problems.js";
 import "./file-drop.js";
+import "./upload-preview.js";
 
 class UploadForm extends HTMLElement {
   connectedCallback() {
     this.form = this.querySelector("form");
     this.drop = this.querySelector("file-drop");
+    this.preview = this.querySelector("upload-preview");
     this.after = this.querySelector("[data-after]");
     this.key = newKey();
     this.form.addEventListener("submit", (event) => {
@@ -21,10 +23,12 @@ class UploadForm extends HTMLElement {
     });
     // the key belongs to what is sent: the same again is harmless, something else is a new upload
     this.form.addEventListener("change", () => { this.key = newKey(); });
-    this.drop.input.addEventListener("change", () => this.#check());
+    this.preview.addEventListener("mappingchange", () => { this.key = newKey(); });
+    this.drop.input.addEventListener("change", () => this.#look());
+    this.form.elements.layout.addEventListener("change", () => this.#look());
     this.addEventListener("filedrop", ({ detail }) => {
       this.key = newKey();
-      this.#check(detail.count > 1 ? tn("Only the first of %(num)s file is taken.", "Only the first of %(num)s files is taken.", detail.count) : "");
+      this.#look(detail.count > 1 ? tn("Only the first of %(num)s file is taken.", "Only the first of %(num)s files is taken.", detail.count) : "");
     });
     this.warn = (event) => event.preventDefault(); // leaving the page would end the upload
   }
@@ -34,7 +38,14 @@ class UploadForm extends HTMLElement {
     window.removeEventListener("beforeunload", this.warn);
   }
 
-  /** Say at once what is wrong with the chosen file; whether it may be sent. */
+  /** Say at once what is wrong with the chosen file, or what is in it. */
+  async #look(remark = "") {
+    this.preview.clear();
+    const file = this.drop.file;
+    if ((await this.#check(remark)) && this.drop.file === file) this.preview.look(file, this.form.elements.layout.value);
+  }
+
+  /** Whether the chosen file may be sent. */
   async #check(remark = "") {
     clearProblems(this.form);
     const file = this.drop.file;
@@ -63,8 +74,10 @@ class UploadForm extends HTMLElement {
 
   async #send(file) {
     const { name, layout } = this.form.elements;
+    const { mapping } = this.preview;
     const show = this.#showSending(file);
-    this.upload = send(file, { name: name.value.trim(), layout: layout.value }, { key: this.key, onProgress: show });
+    this.upload = send(file, { name: name.value.trim(), layout: mapping ? "auto" : layout.value,
+                               mapping: mapping ? JSON.stringify(mapping) : "" }, { key: this.key, onProgress: show });
     window.addEventListener("beforeunload", this.warn);
     try {
       const dataset = await this.upload.done;
@@ -127,6 +140,7 @@ class UploadForm extends HTMLElement {
   #again() {
     this.#bringBack();
     this.drop.clear();
+    this.preview.clear();
     this.form.elements.name.value = "";
     this.form.elements.file.focus();
   }

@@ -5,11 +5,12 @@ import { ApiError, errorOf } from "./api.js";
 import { t } from "./i18n.js";
 
 export const MAX_BYTES = 64 * 2 ** 30; // what the server takes
-const ARCHIVES = new Set(["zip", "gz", "tgz", "tar", "bz2", "xz", "7z", "rar", "zst"]);
+const ARCHIVES = new Set(["tgz", "tar", "bz2", "xz", "7z", "rar", "zst"]);
 const DOCUMENTS = new Set(["doc", "docx", "odt", "rtf", "pdf", "epub", "ppt", "pptx", "pages"]);
-const TABLES = new Set(["xls", "xlsx", "ods", "csv", "tsv", "parquet", "arrow", "feather"]);
+const TABLES = new Set(["xls", "xlsx", "ods", "arrow", "feather"]);
 const PICTURES = new Set(["png", "jpg", "jpeg", "gif", "webp", "svg", "heic", "mp3", "wav", "ogg", "flac", "mp4", "mov",
                           "mkv", "webm", "exe", "safetensors", "gguf", "pth", "pt", "npy", "bin"]);
+const PACKED = new Set(["zip", "gz"]); // the studio looks into these itself
 // the first bytes of files whose name hides what they are
 const BEGINNINGS = [["archive", [0x50, 0x4b, 0x03, 0x04]], ["archive", [0x1f, 0x8b]], ["archive", [0x37, 0x7a, 0xbc, 0xaf]],
                     ["document", [0x25, 0x50, 0x44, 0x46]], ["document", [0xd0, 0xcf, 0x11, 0xe0]],
@@ -23,6 +24,7 @@ export function strangeKind({ name, type = "" }, firstBytes = new Uint8Array()) 
   if (DOCUMENTS.has(ending)) return "document";
   if (TABLES.has(ending)) return "table";
   if (PICTURES.has(ending) || /^(image|audio|video|font)\//.test(type)) return "picture";
+  if (PACKED.has(ending) || ending === "parquet") return null;
   return BEGINNINGS.find(([, bytes]) => bytes.every((byte, place) => firstBytes[place] === byte))?.[0] ?? null;
 }
 
@@ -44,12 +46,12 @@ export async function problemOf(file) {
   }
   const said = {
     archive: [t("%(name)s is an archive, not text.", { name: file.name }),
-              t("Unpack it and upload the .jsonl or .txt file inside.")],
+              t("Unpack it and upload what is inside, or pack it as .zip or .gz.")],
     document: [t("%(name)s is a document, not plain text.", { name: file.name }),
                t("Export it as .txt or .jsonl and upload that.")],
     table: [t("%(name)s is a table, which this version does not read.", { name: file.name }),
-            t("Export it as .jsonl: one JSON object a line.")],
-    picture: [t("%(name)s is not text.", { name: file.name }), t("Models here learn from .jsonl, .json and .txt files.")],
+            t("Export it as .csv, or as .jsonl: one JSON object a line.")],
+    picture: [t("%(name)s is not text.", { name: file.name }), t("Models here learn from .jsonl, .json, .csv, .tsv and .txt files.")],
   }[strangeKind(file, firstBytes)];
   return said ? { message: said[0], hint: said[1] } : null;
 }
@@ -81,16 +83,18 @@ export class Rate {
 }
 
 /**
- * Upload `file` with `fields` as a new dataset. `onProgress(sent, total)` counts bytes of the request.
- * Returns `{ done, cancel }`; `done` resolves to the dataset, or rejects with an ApiError (AbortError when cancelled).
+ * Upload `file` (or several) with `fields`, as a new dataset unless `path` says otherwise. `onProgress(sent, total)`
+ * counts bytes of the request. Returns `{ done, cancel }`; `done` resolves to the answer, or rejects with an ApiError (AbortError when cancelled).
  */
-export function send(file, fields, { key, onProgress = () => {}, Request = globalThis.XMLHttpRequest } = {}) {
+export function send(file, fields, { key, path = "/datasets", onProgress = () => {}, Request = globalThis.XMLHttpRequest } = {}) {
   const request = new Request();
   const body = new FormData();
   for (const [name, value] of Object.entries(fields)) if (value) body.append(name, value);
-  body.append("file", file, file.name);
+  const files = [file].flat();
+  const size = files.reduce((sum, one) => sum + one.size, 0);
+  for (const one of files) body.append("file", one, one.name);
   const done = new Promise((resolve, reject) => {
-    request.upload.addEventListener("progress", (event) => onProgress(event.loaded, event.lengthComputable ? event.total : file.size));
+    request.upload.addEventListener("progress", (event) => onProgress(event.loaded, event.lengthComputable ? event.total : size));
     request.addEventListener("load", async () => {
       const response = new Response(request.responseText, { status: request.status });
       try {
@@ -104,7 +108,7 @@ export function send(file, fields, { key, onProgress = () => {}, Request = globa
       message: t("The connection broke off before the file was sent."),
       hint: t("Is the studio running, and is the file still where it was? Try again; nothing is stored twice.") })));
     request.addEventListener("abort", () => reject(new DOMException("Cancelled", "AbortError")));
-    request.open("POST", "/api/v1/datasets");
+    request.open("POST", `/api/v1${path}`);
     request.setRequestHeader("Accept", "application/json");
     if (key) request.setRequestHeader("Idempotency-Key", key);
     request.send(body);

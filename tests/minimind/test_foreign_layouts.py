@@ -1,0 +1,537 @@
+"""Data as others write it becomes rows that training reads; what cannot is named by file, line and field."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from minimind.data import foreign, layouts
+from minimind.data.foreign import members
+from minimind.data.foreign.encodings import detect_encoding
+from minimind.errors import ConfigError, DataError
+from tests.minimind.training import TINY, events, run
+
+ZH = "高血压患者能吃党参吗？我有高血压，这两天女婿来的时候给我拿了些党参泡水喝。"
+TOOL = {"name": "weather", "description": "Weather", "parameters": {
+    "type": "dict", "properties": {"city": {"type": "str"}, "days": {"type": "int, optional"},
+                                   "type": {"type": "any", "default": {"type": "float"}},
+                                   "points": {"type": "tuple", "items": {"type": "float"}}}}}
+SCHEMA = {"name": "weather", "description": "Weather", "parameters": {
+    "type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"},
+                                     "type": {"default": {"type": "float"}},
+                                     "points": {"type": "array", "items": {"type": "number"}}}}}
+CALL = {"name": "weather", "arguments": {"city": "Lisbon"}}
+
+
+def user(text: str) -> dict:
+    return {"role": "user", "content": text}
+
+
+def says(text: str, **more: object) -> dict:
+    return {"role": "assistant", "content": text, **more}
+
+
+def talk(*messages: dict, **more: object) -> dict:
+    return {"conversations": list(messages), **more}
+
+
+QA = talk(user("Who?"), says("Me."))
+BETTER = {"chosen": [user("Who?"), says("Me.")], "rejected": [user("Who?"), says("You.")]}
+
+#: name, a row as others write it, the layout that is recognised, the row that it becomes
+ROWS = [
+    ("alpaca", {"instruction": "Add.", "input": "1 + 1", "output": "2"}, "alpaca",
+     talk(user("Add.\n1 + 1"), says("2"))),
+    ("alpaca-empty-input", {"instruction": "Who?", "input": "", "output": "Me."}, "alpaca", QA),
+    ("alpaca-history", {"instruction": "And you?", "input": "", "output": "Too.", "system": "Be kind.",
+                        "history": [["Well?", "Well."]]}, "alpaca",
+     talk({"role": "system", "content": "Be kind."}, user("Well?"), says("Well."), user("And you?"), says("Too."))),
+    ("alpaca-with-text", {"instruction": "Who?", "input": "", "output": "Me.", "text": "Below is ..."}, "alpaca", QA),
+    ("sharegpt", {"conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Me."}]}, "sharegpt",
+     QA),
+    ("sharegpt-tools", {"conversations": [
+        {"from": "human", "value": "Rain?"}, {"from": "function_call", "value": json.dumps(CALL)},
+        {"from": "function_call", "value": json.dumps({**CALL, "arguments": json.dumps({"city": "Porto"})})},
+        {"from": "observation", "value": '{"rain": true}'}, {"from": "gpt", "value": "Yes."}],
+        "tools": json.dumps([TOOL])}, "sharegpt",
+     talk(user("Rain?"), says("", tool_calls=[CALL, {**CALL, "arguments": {"city": "Porto"}}]),
+          {"role": "tool", "content": '{"rain": true}'}, says("Yes."), tools=[SCHEMA])),
+    ("openai", {"messages": [{"role": "developer", "content": "Be brief."}, user("Who?"), says("Me.")]}, "openai",
+     talk({"role": "system", "content": "Be brief."}, user("Who?"), says("Me."))),
+    ("openai-tools", {"messages": [
+        user("Rain?"), {"role": "assistant", "content": None, "tool_calls": [
+            {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Lisbon"}'}}]},
+        {"role": "tool", "tool_call_id": "c1", "content": "yes"}, says("Yes.")],
+        "tools": [{"type": "function", "function": TOOL}]}, "openai",
+     talk(user("Rain?"), says("", tool_calls=[CALL]), {"role": "tool", "content": "yes"}, says("Yes."),
+          tools=[{"type": "function", "function": SCHEMA}])),
+    ("openai-function-call", {"messages": [
+        user("Rain?"), {"role": "assistant", "content": "", "function_call": {"name": "weather", "arguments": "{}"}},
+        {"role": "function", "name": "weather", "content": "no"}, says("No.")],
+        "functions": [TOOL]}, "openai",
+     talk(user("Rain?"), says("", tool_calls=[{"name": "weather", "arguments": {}}]),
+          {"role": "tool", "content": "no"}, says("No."), tools=[SCHEMA])),
+    ("openai-parts", {"messages": [
+        {"role": "user", "content": [{"type": "text", "text": "Rain?"}]},
+        {"role": "assistant", "content": [{"type": "reasoning", "value": "I look."},
+                                          {"type": "tool_call", "value": json.dumps(CALL)}]},
+        {"role": "tool", "content": [{"type": "text", "value": "yes"}]},
+        {"role": "assistant", "content": [{"type": "text", "value": "Yes."}]}]}, "openai",
+     talk(user("Rain?"), says("", reasoning_content="I look.", tool_calls=[CALL]),
+          {"role": "tool", "content": "yes"}, says("Yes."))),
+    ("reasoning", {"messages": [user("Who?"), says("Me.", reasoning_content="Easy.")]}, "openai",
+     talk(user("Who?"), says("Me.", reasoning_content="Easy."))),
+    ("conversations-of-parts", {"conversations": [user("Who?"), says([{"type": "text", "text": "Me."}])]}, "openai",
+     QA),
+    ("prompt-completion", {"prompt": "Who?", "completion": "Me."}, "pairs", QA),
+    ("question-answer", {"id": 1, "question": "Who?", "answer": "Me."}, "pairs", QA),
+    ("number-answer", {"Body": "He has 3.", "Question": "How many?", "Answer": 3.0, "Type": "x"}, "pairs",
+     talk(user("He has 3.\nHow many?"), says("3"))),
+    ("instruction-response", {"instruction": "Who?", "context": "A play.", "response": "Me."}, "pairs",
+     talk(user("A play.\nWho?"), says("Me."))),
+    ("riddle", {"riddle": "Who?", "answer": "Me."}, "pairs", QA),
+    ("self-instruct", {"instruction": "Add.", "instances": [{"input": "1 + 1", "output": "2"}]}, "self_instruct",
+     talk(user("Add.\n1 + 1"), says("2"))),
+    ("kdconv", {"name": "x", "messages": [{"message": "Who?"}, {"message": "Me.", "attrs": []}]}, "dialogue", QA),
+    ("crosswoz", {"messages": [{"role": "usr", "content": "Who?"}, {"role": "sys", "content": "Me."}], "goal": []},
+     "dialogue", QA),
+    ("taskmaster", {"utterances": [{"speaker": "user", "text": "Who"}, {"speaker": "user", "text": "is it?"},
+                                   {"speaker": "assistant", "text": "Me."}, {"speaker": "user", "text": "Bye."}]},
+     "dialogue", talk(user("Who\nis it?"), says("Me."))),
+    ("two-people", {"dialog": [{"speaker": "Ann", "text": "Who?"}, {"speaker": "Bob", "text": "Me."}]}, "dialogue", QA),
+    ("dialog-of-texts", {"dialog": ["Who?", "Me."]}, "dialogue", QA),
+    ("poetry", {"title": "Ode", "author": "Li", "paragraphs": ["One.", "Two."]}, "text",
+     {"text": "Ode\nLi\nOne.\nTwo."}),
+    ("body", {"id": 3, "title": "T", "body": "Long ago."}, "text", {"text": "Long ago."}),
+    ("preference-sharegpt", {"conversations": [{"from": "human", "value": "Who?"}],
+                             "chosen": {"from": "gpt", "value": "Me."}, "rejected": {"from": "gpt", "value": "You."}},
+     "preference", BETTER),
+    ("preference-texts", {"prompt": "Who?", "chosen": "Me.", "rejected": "You."}, "preference", BETTER),
+    ("preference-system", {"system": "Hm.", "question": "Who?", "chosen": "Me.", "rejected": "You."}, "preference",
+     {side: [{"role": "system", "content": "Hm."}, *said] for side, said in BETTER.items()}),
+    ("preference-lists", {"prompt": [user("Who?")], "chosen": [says("Me.")], "rejected": [says("You.")]}, "preference",
+     BETTER),
+    ("preference-whole", {"prompt": "Who?", **BETTER}, "preference", BETTER),
+    ("preference-alpaca", {"instruction": "Add.", "input": "1 + 1", "chosen": "2", "rejected": "3"}, "preference",
+     {"chosen": [user("Add.\n1 + 1"), says("2")], "rejected": [user("Add.\n1 + 1"), says("3")]}),
+    ("preference-human", {"chosen": "\n\nHuman: Who?\n\nAssistant: Me.",
+                          "rejected": "\n\nHuman: Who?\n\nAssistant: You."}, "preference", BETTER),
+]
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(("row", "layout", "becomes"), [r[1:] for r in ROWS], ids=[r[0] for r in ROWS])
+def test_layouts_of_others(tmp_path: Path, row: dict, layout: str, becomes: dict) -> None:
+    lines = write(tmp_path / "data.jsonl", row, row)
+    array = tmp_path / "data.json"
+    array.write_text("\ufeff" + json.dumps([row, row], indent=2))
+    for path in (lines, array):
+        with foreign.Source(path) as source:
+            assert source.layout == layout
+            assert [r for _, _, r in source.rows()] == [becomes, becomes]
+        canonical = layouts.detect_layout(path)
+        assert [r for _, r in layouts.iter_rows(path)] == [becomes, becomes] and layouts.scan(path).rows == 2
+        assert canonical == ("dpo" if "chosen" in becomes else "text" if "text" in becomes else "conversations")
+
+
+def test_what_is_ours_is_not_converted(tmp_path: Path) -> None:
+    for row in ({"text": "a"}, QA, BETTER, {**QA, "id": 1}):
+        assert not foreign.is_foreign(write(tmp_path / "data.jsonl", row)), row
+    (tmp_path / "b.txt").write_text("[1] A paragraph.\n\nAnother.")
+    assert not foreign.is_foreign(tmp_path / "b.txt")
+
+
+def test_lines_of_an_array_are_the_real_ones(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[\n{"question": "a",\n "answer": "b"},\n\n{"question": "c", "answer": "d"}]')
+    assert [line for line, _ in layouts.iter_rows(path)] == [2, 5]
+
+
+@pytest.mark.parametrize(("text", "rows"), [
+    ('{"x1": {"question": "a", "answer": "b"}, "x2": {"question": "c", "answer": "d"}}', 2),
+    ('{\n "x1": {"question": "a", "answer": "b"}\n}', 1),
+    ('{"version": 1, "data": [{"question": "a", "answer": "b"}], "end": {}}', 1),
+    ('{\n "version": "1.0",\n "data": [\n  {"question": "a", "answer": "b"}]}', 1),
+    ('{\n "question": "a",\n "answer": "b"\n}\n{\n "question": "c",\n "answer": "d"\n}', 2),
+    ('{"question": "a", "answer": "b"}\n\n{"question": "c", "answer": "d"}\n', 2),
+    ('{"question": "a", "answer": "b"}', 1),
+])
+def test_forms_of_json(tmp_path: Path, text: str, rows: int) -> None:
+    (tmp_path / "a.json").write_text(text)
+    assert layouts.scan(tmp_path / "a.json").rows == rows
+
+
+def test_a_large_array_is_read_in_pieces(tmp_path: Path) -> None:
+    rows = [{"question": f"q{i}", "answer": "å" * (i % 7) * 50_000 + "b", "n": i} for i in range(60)]
+    (tmp_path / "a.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    (tmp_path / "b.json").write_text(json.dumps({str(r["n"]): r for r in rows}, ensure_ascii=False), encoding="utf-8")
+    for name in ("a.json", "b.json"):
+        read = [row["conversations"][1]["content"] for _, row in layouts.iter_rows(tmp_path / name)]
+        assert read == [row["answer"] for row in rows]
+
+
+@pytest.mark.parametrize(("name", "text", "question", "line"), [
+    ("a.csv", 'question,answer\n"Who, me?\nOr ""you""?",Me.\nNext?,No.\n', 'Who, me?\nOr "you"?', 4),
+    ("a.tsv", "prompt\tresponse\nWho, me?\tMe.\n\nNext?\tNo.\n", "Who, me?", 4),
+    ("a.csv", "question;answer\nWho, me?;Me.\nNext?;No.\n", "Who, me?", 3),
+    ("a.csv", "\ufeffid|question|answer\r\n1|Who?|Me.\r\n2|Next?|No.\r\n", "Who?", 3),
+])
+def test_tables(tmp_path: Path, name: str, text: str, question: str, line: int) -> None:
+    (tmp_path / name).write_bytes(text.encode())
+    rows = list(layouts.iter_rows(tmp_path / name))
+    assert rows[0][1]["conversations"][0]["content"] == question
+    assert rows[1][1] == talk(user("Next?"), says("No.")) and rows[1][0] == line
+
+
+def test_a_table_without_names(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("What is the first question?,An answer.\nWho?,Me.\n")
+    with foreign.Source(path, mapping={"layout": "pairs", "question": "column1", "answer": "column2"}) as source:
+        assert len(list(source.rows())) == 2 and "as data, not as names" in source.report.warnings[0]
+    with pytest.raises(DataError, match="no layout that is known; its columns are column1, column2") as caught:
+        layouts.scan(path)
+    assert '"question": "column1"' in caught.value.hint
+    path.write_text("Who,Me\nYou,Her\n")
+    with foreign.Source(path, mapping={"layout": "pairs", "question": "column1", "answer": "column2",
+                                       "header": False}) as source:
+        assert len(list(source.rows())) == 2 and not source.report.warnings
+
+
+@pytest.mark.parametrize(("encoding", "said"), [
+    ("utf-8", None), ("utf-8-sig", None), ("utf-16", "UTF-16"), ("utf-32", "UTF-32"), ("gb18030", "GB18030"),
+    ("gbk", "GB18030"), ("big5", "BIG5")])
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.txt", "a.jsonl"])
+def test_encodings(tmp_path: Path, encoding: str, said: str | None, name: str) -> None:
+    zh = ZH if encoding != "big5" else "高血壓患者能吃黨參嗎？我有高血壓，這兩天女婿來的時候給我拿了些黨參泡水喝。"
+    text = {"a.csv": f"ask,answer\n{zh},{zh}\n", "a.json": json.dumps([{"ask": zh, "answer": zh}], ensure_ascii=False),
+            "a.jsonl": json.dumps({"text": zh}, ensure_ascii=False) + "\n", "a.txt": zh + "\n\n" + zh + "\n"}[name]
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    found = layouts.scan(tmp_path / name)
+    assert zh in str(next(layouts.iter_rows(tmp_path / name))[1])
+    assert [w for w in found.warnings if "was read as" in w] == [w for w in found.warnings if said and said in w]
+    assert bool(found.warnings) == (said is not None)
+
+
+@pytest.mark.parametrize(("text", "encoding"), [
+    ("Der Müller fährt über die große Brücke. Ärger und Öl für alle Mädchen.", "cp1252"),
+    ("São Paulo não é pequena; a avó da irmã tem coração.", "latin-1"), ("Привет, как дела?", "koi8-r"),
+    ("これは日本語の文章です。東京へ行きました。", "shift_jis")])
+def test_other_encodings_are_not_guessed(tmp_path: Path, text: str, encoding: str) -> None:
+    with pytest.raises(DataError, match="x line 2 is not UTF-8.*encoding"):
+        try:
+            detect_encoding(b"first\n" + text.encode(encoding), "x")
+        except DataError as error:
+            raise DataError(str(error)) from None
+    path = tmp_path / "a.txt"
+    path.write_bytes(text.encode(encoding))
+    with foreign.Source(path, mapping={"encoding": encoding}) as source:
+        assert [row for _, _, row in source.rows()] == [{"text": text}]
+
+
+def test_the_end_of_ascii_is_far_away(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"ask,answer\n" + (b"Who?," + b"M" * 100_000 + b"e.\n") * 40 + f"{ZH},{ZH}\n".encode("gbk"))
+    assert layouts.scan(path).rows == 41
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff\xff\n")
+    with pytest.raises(DataError, match="a.csv line 42 is not UTF-8"):
+        layouts.scan(path)
+
+
+def test_packed_files(tmp_path: Path) -> None:
+    plain = json.dumps([{"instruction": "Who?", "input": "", "output": "Me."}] * 2).encode()
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(plain))
+    assert layouts.scan(tmp_path / "a.json.gz").rows == 2
+    (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 3))
+    assert layouts.scan(tmp_path / "t.jsonl.gz").layout == "text"
+    with zipfile.ZipFile(tmp_path / "z.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("b/two.json", plain)
+        archive.writestr("b/one.jsonl.gz", gzip.compress(json.dumps(QA).encode()))
+        archive.writestr("__MACOSX/b/._two.json", b"junk")
+        archive.writestr("b/README.md", b"# read")
+        archive.writestr("b/info.json", json.dumps([{"url": "x", "licence": "y"}]))
+    found = layouts.scan(tmp_path / "z.zip")
+    assert (found.layout, found.rows) == ("conversations", 3) and "info.json in z.zip" in found.warnings[0]
+    with zipfile.ZipFile(tmp_path / "mixed.zip", "w") as archive:
+        archive.writestr("a.json", plain)
+        archive.writestr("b.txt", "A text.")
+    with pytest.raises(DataError, match="several layouts.*a.json in mixed.zip.*b.txt"):
+        layouts.detect_layout(tmp_path / "mixed.zip")
+
+
+@pytest.mark.parametrize(("make", "said"), [
+    (lambda z: z.writestr("../../evil.jsonl", "{}"), "leads out"),
+    (lambda z: z.writestr("/etc/evil.jsonl", "{}"), "leads out"),
+    (lambda z: z.writestr("a/..\\..\\evil.jsonl", "{}"), "leads out"),
+    (lambda z: z.writestr("C:evil.jsonl", "{}"), "leads out"),
+    (lambda z: z.writestr("notes.md", "x"), "holds no data file"),
+    (lambda z: z.writestr("a.zip", "x"), "holds no data file"),
+    (lambda z: z.writestr("zeros.txt", b"\n" * (3 << 20)), "far more than data"),
+    (lambda z: [z.writestr(f"{i}.txt", "") for i in range(20)], "20 files; 10 is the most"),
+])
+def test_archives_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make, said: str) -> None:
+    monkeypatch.setattr(members, "MAX_ENTRIES", 10)
+    monkeypatch.setattr(members, "RATIO_FROM_BYTES", 1 << 20)
+    with zipfile.ZipFile(tmp_path / "z.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        make(archive)
+    with pytest.raises(DataError, match=said) as caught:
+        layouts.detect_layout(tmp_path / "z.zip")
+    assert "z.zip" in caught.value.message and caught.value.hint
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["z.zip"]
+
+
+def test_links_locks_and_broken_archives(tmp_path: Path) -> None:
+    path = tmp_path / "z.zip"
+    link = zipfile.ZipInfo("link.jsonl")
+    link.create_system, link.external_attr = 3, 0o120777 << 16
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(DataError, match="holds a link"):
+        layouts.detect_layout(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.jsonl", '{"text": "a"}\n' * 50)
+    whole = bytearray(path.read_bytes())
+    locked = bytearray(whole)
+    struct.pack_into("<H", locked, 6, 1)
+    struct.pack_into("<H", locked, locked.index(b"PK\x01\x02") + 8, 1)
+    for content, said in ((locked, "password"), (whole[:-30], "not a zip archive"),
+                          (whole[:60] + b"XXXX" + whole[64:], "cannot be unpacked")):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=said):
+            layouts.scan(path)
+
+
+def test_bombs_in_gzip_and_liars_in_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = tmp_path / "a.jsonl.gz"
+    monkeypatch.setattr(members, "RATIO_FROM_BYTES", 1 << 20)
+    bomb.write_bytes(gzip.compress((b'{"text": "' + b"a" * 100_000 + b'"}\n') * 50))
+    with pytest.raises(DataError, match="far more than data"):
+        layouts.scan(bomb)
+    monkeypatch.setattr(members, "MAX_UNPACKED_BYTES", 1 << 20)
+    honest = tmp_path / "b.jsonl.gz"
+    honest.write_bytes(gzip.compress(b"".join(b'{"text": "%d"}\n' % i for i in range(200_000))))
+    with pytest.raises(DataError, match="unpacks to more"):
+        layouts.scan(honest)
+    honest.write_bytes(gzip.compress(b'{"text": "a"}\n' * 5000)[:-20])
+    with pytest.raises(DataError, match="ends in the middle"):
+        layouts.scan(honest)
+
+
+KTO = [{"prompt": "Who?", "completion": "Me.", "label": True}, {"prompt": "Well?", "completion": "No.", "label": False},
+       {"prompt": "Who?", "completion": "You.", "label": False}, {"prompt": "Who?", "completion": "Us.", "label": True}]
+
+
+def test_rated_answers_to_one_prompt_make_pairs(tmp_path: Path) -> None:
+    for rows in (KTO, [{"messages": [user(r["prompt"]), says(r["completion"])], "label": r["label"]} for r in KTO]):
+        path = write(tmp_path / "kto.jsonl", *rows)
+        assert [row for _, row in layouts.iter_rows(path)] == [BETTER]
+        assert "2 of 4 rated answers have no partner" in layouts.scan(path).warnings[0]
+        with foreign.Source(path, mapping={"layout": "kto_good"}) as source:
+            assert [row for _, _, row in source.rows()] == [QA, talk(user("Who?"), says("Us."))]
+            assert source.canonical == "conversations"
+    with pytest.raises(DataError, match="no rated answer has a partner") as caught:
+        layouts.scan(write(tmp_path / "kto.jsonl", *KTO[:2]))
+    assert "kto_good" in caught.value.hint
+
+
+GOOD = {"instruction": "Who?", "input": "", "output": "Me."}
+
+
+@pytest.mark.parametrize(("row", "said", "field"), [
+    ({**GOOD, "output": " "}, "output is empty", "output"),
+    ({**GOOD, "instruction": ""}, "instruction is empty", "instruction"),
+    ({**GOOD, "output": {"a": 1}}, "output is object, not text", "output"),
+    ({**GOOD, "history": "x"}, None, None),
+])
+def test_rows_without_use_are_left_out_and_counted(tmp_path: Path, row: dict, said: str | None, field: str) -> None:
+    found = layouts.scan(write(tmp_path / "a.jsonl", *[GOOD] * 8, row, *[GOOD] * 5))
+    if said is None:
+        assert found.rows == 14
+        return
+    assert found.rows == 13
+    assert f"1 of 14 rows were left out; the first: a.jsonl line 9: {said}." in found.warnings
+    with pytest.raises(DataError, match=f"2 of 4 rows cannot be used; the first: a.jsonl line 2: {said}") as caught:
+        layouts.scan(write(tmp_path / "a.jsonl", GOOD, row, GOOD, row))
+    assert (caught.value.line, caught.value.field) == (2, field)
+
+
+def test_a_training_says_once_what_was_left_out(tmp_path: Path) -> None:
+    """Also where it finds the data tokenized: the second run reads no row of it."""
+    path = write(tmp_path / "a.jsonl", *[GOOD] * 20, {**GOOD, "output": ""})
+    for name in ("one", "two"):
+        assert run("sft", *TINY, "--out", tmp_path / name, "--cache_dir", tmp_path / "cache", "--data_path", path,
+                   "--max_steps", 1, "--sample_interval", 0) == 0
+        said = [e["data"]["message"] for e in events(tmp_path / name, 1, "warning")]
+        assert said == ["1 of 21 rows were left out; the first: a.jsonl line 21: output is empty."]
+
+
+def test_a_conversation_without_an_answer_is_left_out(tmp_path: Path) -> None:
+    good = {"conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Me."}]}
+    alone = {"conversations": good["conversations"][:1]}
+    found = layouts.scan(write(tmp_path / "a.json", *[good] * 20, alone))
+    assert found.rows == 20 and "line 21: conversations has no message of the assistant" in found.warnings[0]
+    with pytest.raises(DataError, match="a.json line 1: conversations has no message of the assistant") as caught:
+        layouts.scan(write(tmp_path / "a.json", alone))
+    assert (caught.value.line, caught.value.field) == (1, "conversations")
+
+
+def tool_row(call: str) -> dict:
+    return {"conversations": [{"from": "human", "value": "Rain?"}, {"from": "function_call", "value": call},
+                              {"from": "observation", "value": "yes"}, {"from": "gpt", "value": "Yes."}], "tools": "[]"}
+
+
+@pytest.mark.parametrize(("good", "bad", "said", "field"), [
+    (tool_row(json.dumps(CALL)), tool_row('{"name": "weather", '), "conversations[1].value is not valid JSON",
+     "conversations[1].value"),
+    (tool_row(json.dumps(CALL)), tool_row('{"arguments": {}}'), "is a call without a name", "conversations[1].value"),
+    (tool_row(json.dumps(CALL)), tool_row('{"name": "f", "arguments": "{x"}'), "arguments is not valid JSON",
+     "conversations[1].value.arguments"),
+    (tool_row(json.dumps(CALL)), {**tool_row(json.dumps(CALL)), "tools": "[{"}, "tools is not valid JSON", "tools"),
+    ({"prompt": "Who?", "chosen": "Me.", "rejected": "You."}, {"prompt": "Who?", "chosen": "Me.", "rejected": "Me."},
+     "chosen and rejected are equal", "rejected"),
+])
+def test_what_is_broken_is_an_error_at_its_row(tmp_path: Path, good: dict, bad: dict, said: str, field: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([good] * 30 + [bad], indent=1))
+    with pytest.raises(DataError, match=r"^a.json line \d+ \(element 31\): .*") as caught:
+        layouts.scan(path)
+    assert said in caught.value.message and caught.value.field == field and caught.value.hint
+    assert path.read_text().splitlines()[caught.value.line - 1] == " {"
+
+
+@pytest.mark.parametrize(("text", "line", "said"), [
+    ('[\n{"question": "a", "answer": "b"},\n{"question": "a" "answer": "b"}\n]', 3, "Expecting ',' delimiter"),
+    ('[\n{"question": "a", "answer": "b"}\n{"question": "a"}]', 3, "where ',' or ']' after element 1 should be"),
+    ('[\n{"question": "a", "answer": "b"},\n', 3, "Expecting value"),
+    ('[\n{"question": "a", "answer": "b"}', 2, "ends where ',' or ']'"),
+    ('{\n"x": {"question": "a", "answer": "b"},\n"y": 5}', 3, "the entry 'y' is a JSON number"),
+    ('[\n{"question": "a", "answer": "b"},\n5]', 3, "JSON number, not an object"),
+    ('[' * 100_000, 1, "nested too deeply"),
+])
+def test_broken_json_names_its_line(tmp_path: Path, text: str, line: int, said: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DataError, match="^a.json line") as caught:
+        layouts.scan(tmp_path / "a.json")
+    assert caught.value.line == line and said in caught.value.message and caught.value.hint
+
+
+def test_a_table_with_an_open_quote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minimind.data.foreign.tables.MAX_LINE_CHARS", 5000)
+    (tmp_path / "a.csv").write_text('question,answer\nWho?,Me.\n"Why,no\n' + "Who?,Me.\n" * 2000)
+    with pytest.raises(DataError, match="a.csv line 3 is not a row of a table.*limit") as caught:
+        layouts.scan(tmp_path / "a.csv")
+    assert "quote" in caught.value.hint
+
+
+@pytest.mark.parametrize(("columns", "said"), [
+    ({"question": [[user("x")]], "function": [TOOL]}, "questions and functions and no answers"),
+    ({"a": 1, "b": [2]}, "no layout that is known; its columns are a, b"),
+])
+def test_what_is_not_known_says_its_columns(tmp_path: Path, columns: dict, said: str) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([columns]))
+    with pytest.raises(DataError, match=said):
+        layouts.detect_layout(tmp_path / "a.json")
+
+
+def test_another_layout_than_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", GOOD)
+    with pytest.raises(DataError, match="layout alpaca, whose rows are read as conversations, not text"):
+        layouts.scan(path, "text")
+    assert layouts.scan(path, "conversations").rows == 1
+
+
+@pytest.mark.parametrize(("row", "mapping", "becomes"), [
+    ({"ask": "Who?", "title": "T", "reply_text": "Me."}, {"layout": "pairs", "question": "ask", "answer": "reply_text"},
+     QA),
+    ({"title": "T", "ask": "Who?", "answer": "Me."}, {"question": ["title", "ask"]},
+     talk(user("T\nWho?"), says("Me."))),
+    ({"dialog": [{"who": "usr", "words": "Who?"}, {"who": "sys", "words": "Me."}]},
+     {"layout": "sharegpt", "messages": "dialog", "role": "who", "content": "words", "user": "usr", "assistant": "sys"},
+     QA),
+    ({"a": "One.", "b": "Two."}, {"layout": "text", "text": ["a", "b"]}, {"text": "One.\nTwo."}),
+    ({"instruction": "Who?", "input": "", "output": "I am {{name}} of {{ author }}."},
+     {"replace": {"{{name}}": "Mini", "{{ author }}": "us"}}, talk(user("Who?"), says("I am Mini of us."))),
+    (talk(user("Who?"), says("I am {{name}}.")), {"replace": {"{{name}}": "Mini"}},
+     talk(user("Who?"), says("I am Mini."))),
+    ({"q": "Who?", "yes": "Me.", "no": "You."}, {"layout": "preference", "question": "q", "chosen": "yes",
+                                                 "rejected": "no"}, BETTER),
+    ({"question": "Who?", "answer": "Me.", "system": "x"}, {"layout": "pairs", "system": None},
+     talk({"role": "system", "content": "x"}, user("Who?"), says("Me."))),
+])
+def test_a_mapping_says_what_detection_cannot_know(tmp_path: Path, row: dict, mapping: dict, becomes: dict) -> None:
+    with foreign.Source(write(tmp_path / "a.jsonl", row), mapping=mapping) as source:
+        assert [r for _, _, r in source.rows()] == [becomes] and not source.report.warnings
+
+
+@pytest.mark.parametrize(("mapping", "field", "said"), [
+    ([], "mapping", "not an object"), ({"layout": "poems"}, "mapping.layout", "no layout 'poems'"),
+    ({"layout": "pairs", "questoin": "q"}, "mapping.questoin", "no column 'questoin'"),
+    ({"layout": "pairs", "question": 5}, "mapping.question", "not the name of a column"),
+    ({"layout": "pairs", "answer": ["a", "b"]}, "mapping.answer", "list"),
+    ({"layout": "pairs", "question": "nope"}, "mapping.question", "no column 'nope'"),
+    ({"layout": "preference", "question": "question"}, "mapping.chosen", "needs the column of chosen"),
+    ({"encoding": "rot13"}, "mapping.encoding", "no encoding"), ({"delimiter": "x"}, "mapping.delimiter", "none that"),
+    ({"header": 1}, "mapping.header", "neither"), ({"replace": {"": "x"}}, "mapping.replace", "empty word"),
+    ({"replace": {"a": 1}}, "mapping.replace", "texts"), ({"text": "question"}, "mapping.text", "no column 'text'"),
+])
+def test_mappings_that_cannot_be(tmp_path: Path, mapping: object, field: str, said: str) -> None:
+    path = write(tmp_path / "a.jsonl", {"question": "Who?", "answer": "Me."})
+    with pytest.raises(ConfigError, match=said) as caught, foreign.Source(path, mapping=mapping or [5]):
+        pass
+    assert field in [problem["field"] for problem in caught.value.problems]
+    assert all(problem["hint"] for problem in caught.value.problems)
+
+
+def test_placeholders_are_named(tmp_path: Path) -> None:
+    row = {"instruction": "Who?", "input": "", "output": "I am {{name}}, made by {{author}}."}
+    (warning,) = layouts.scan(write(tmp_path / "a.jsonl", row)).warnings
+    assert "{{name}}, {{author}}" in warning and '{"replace": {"{{name}}"' in warning
+
+
+def test_looking_at_a_beginning(tmp_path: Path) -> None:
+    rows = [{"instruction": f"Who is {i}?", "input": "", "output": "Me."} for i in range(50)]
+    for name, content in (("a.json", json.dumps(rows, indent=1).encode()), ("a.jsonl", write(
+            tmp_path / "x", *rows).read_bytes()), ("a.csv", b"ask,answer\n" + b'"Who,\nyou?",Me.\n' * 50),
+            ("a.json.gz", gzip.compress(json.dumps(rows).encode()))):
+        path = tmp_path / name
+        path.write_bytes(content)
+        whole = foreign.inspect(path, name)
+        assert (whole["counted"], whole["problems"], whole["is_certain"]) == (50, [], True), name
+        for cut in range(len(content) - 60, len(content) - 1, 7):
+            path.write_bytes(content[:cut])
+            seen = foreign.inspect(path, name, is_partial=True)
+            assert (seen["layout"], seen["problems"], seen["counted"]) == (whole["layout"], [], None), (name, cut)
+            assert seen["rows"] == whole["rows"] and len(seen["rows"]) == 5
+    path = tmp_path / "b.json"
+    path.write_text(json.dumps([{"a": "x", "b": "y"}]))
+    unsure = foreign.inspect(path, "b.json")
+    assert not unsure["is_certain"] and unsure["columns"] == ["a", "b"] and unsure["problems"]
+    assert unsure["mapping"] == {"layout": "pairs", "question": "a", "answer": "b"}
+    sure = foreign.inspect(path, "b.json", unsure["mapping"])
+    assert sure["rows"][0]["row"] == talk(user("x"), says("y")) and sure["problems"] == []
+    assert foreign.inspect(path, "b.json", {"layout": "x"})["problems"][0]["field"] == "mapping.layout"
+
+
+def test_progress_of_a_conversion(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([GOOD] * 3000))
+    seen: list[tuple[int, int]] = []
+    with foreign.Source(path) as source:
+        assert foreign.write_canonical(source, tmp_path / "out.jsonl", lambda *at: seen.append(at)) == 3000
+    assert seen == sorted(seen) and seen[-1][0] <= seen[-1][1] == path.stat().st_size
+    assert layouts.scan(tmp_path / "out.jsonl").rows == 3000 and not foreign.is_foreign(tmp_path / "out.jsonl")
+
+
+def test_parquet_without_pyarrow_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1....PAR1")
+    with pytest.raises(DataError, match="pyarrow is not installed"):
+        layouts.detect_layout(tmp_path / "a.parquet")
