@@ -30,9 +30,10 @@ MAX_SECONDS = 5.0  # of the thread's processor time, so that a machine that slee
 ENTRY_CHARS = 10  # what an entry of a list or dict counts for
 
 # The format is MiniMind 3's: turns between <|im_start|>ROLE and <|im_end|>, reasoning in <think>, calls in
-# <tool_call>, results in <tool_response> inside a user turn. One thing differs on purpose: an assistant turn
-# without reasoning has no empty think block, which would cost a small model six tokens a turn. So the prompt
-# for an answer ends with "<|im_start|>assistant\n", exactly as the turns it was trained on begin; the prompt
+# <tool_call>, results in <tool_response> inside a user turn. Two things differ on purpose. Nothing explains how a
+# tool is called: a model learns that from the calls it sees, and the explanation would be a third of a tiny model's
+# window. And an assistant turn without reasoning has no empty think block, which would cost six tokens a turn. So the
+# prompt for an answer ends with "<|im_start|>assistant\n", exactly as the turns it was trained on begin; the prompt
 # for an answer with reasoning adds "<think>\n", exactly as the turns with reasoning do.
 DEFAULT_TEMPLATE = """\
 {%- set offset = 0 %}
@@ -44,13 +45,11 @@ DEFAULT_TEMPLATE = """\
         {{- '\\n\\n' if tools and messages[0].content }}
     {%- endif %}
     {%- if tools %}
-        {{- '# Tools\\n\\nThese functions can be called. Their signatures stand between <tools> tags, one a line:'
-            '\\n<tools>\\n' }}
+        {{- '# Tools\\n<tools>\\n' }}
         {%- for tool in tools %}
             {{- tool | tojson }}{{ '\\n' }}
         {%- endfor %}
-        {{- '</tools>\\n\\nA call is one JSON object between <tool_call> tags:\\n<tool_call>\\n'
-            '{"name": FUNCTION, "arguments": OBJECT}\\n</tool_call>' }}
+        {{- '</tools>' }}
     {%- endif %}
     {{- '<|im_end|>\\n' }}
 {%- endif %}

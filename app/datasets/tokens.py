@@ -1,7 +1,7 @@
 """Rows of a dataset as the training stages read them: tokens, and which of them are learnt.
 
-The web process cannot load the core's cache (it needs torch's half), so the three ways in which a row becomes
-tokens stand here once more, in one line each; a test holds them to ``minimind.data.cache.encode_rows``.
+The web process cannot load the core's cache (it needs torch's half), so the ways in which a row becomes tokens stand
+here once more, in one line each; a test holds them to ``minimind.data.cache.encode_rows``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from app.core.models import Checkpoint
 from app.core.rest import find
 from app.datasets.schemas import PreviewToken
 from app.datasets.service import SIDES, ready_tokenizer
-from minimind.chat_format import encode_conversation
+from minimind.chat_format import encode_conversation, encode_pair
 from minimind.config import TrainConfig, stage_class
 from minimind.errors import DataError
 from minimind.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -70,15 +70,17 @@ class TokenView:
 
     def fields(self, line: int, row: dict) -> dict[str, Any]:
         """``tokens``, ``rejected_tokens`` and ``tokens_cut`` of a preview row. Raises ``DataError``."""
-        if self._layout not in SIDES:
+        if self._layout == "questions":  # a teacher answers them; nothing of them is learnt
+            sides = self._dialogues([[{"role": "user", "content": row["question"]}]], None)
+        elif self._layout not in SIDES:
             sides = [self._text(row["text"])]
         else:
             try:
-                sides = [self._dialogue(row[name], row.get("tools")) for name in SIDES[self._layout]]
+                sides = self._dialogues([row[name] for name in SIDES[self._layout]], row.get("tools"))
             except DataError as error:
                 raise DataError(f"Line {line}: {error.message}", line=line, field=error.field,
                                 hint=error.hint) from None
-        shown = [self._shown(ids, mask, is_whole) for ids, mask, is_whole in sides]
+        shown = [tokens_of(self._tokenizer, *side) for side in sides]
         return {"tokens": shown[0], "rejected_tokens": shown[1] if len(shown) > 1 else None,
                 "tokens_cut": any(len(ids) > MAX_TOKENS or not is_whole for ids, _, is_whole in sides)}
 
@@ -97,21 +99,33 @@ class TokenView:
         ids = [self._tokenizer.bos_id, *ids] + [self._tokenizer.eos_id] * is_whole
         return ids, [place > 0 for place in range(len(ids))], is_whole
 
-    def _dialogue(self, messages: list[dict], tools: list[dict] | None) -> Encoded:
-        if sum(len(str(m)) for m in messages) > MAX_DIALOGUE_CHARS:
-            return [], [], False
-        ids, mask = encode_conversation(self._tokenizer, messages, tools)
-        return ids, mask, True
+    def _dialogues(self, sides: list[list[dict]], tools: list[dict] | None) -> list[Encoded]:
+        """A conversation, or the chosen and the rejected side of a pair."""
+        if max(map(chars_of, sides)) > MAX_DIALOGUE_CHARS:
+            return [([], [], False)] * len(sides)
+        if len(sides) == 1:
+            ids, mask = encode_conversation(self._tokenizer, sides[0], tools)
+            return [(ids, mask, True)]
+        pair = encode_pair(self._tokenizer, *sides, tools)
+        return [(pair.chosen_ids, pair.chosen_mask, True), (pair.rejected_ids, pair.rejected_mask, True)]
 
-    def _shown(self, ids: list[int], mask: list[bool], is_whole: bool) -> list[PreviewToken]:
-        """A character over several tokens is the text of its last one; the others hold what stands before it."""
-        tokens = []
-        characters = codecs.getincrementaldecoder("utf-8")("replace")
-        for place, (id, is_target) in enumerate(zip(ids[:MAX_TOKENS], mask, strict=False)):
-            written = self._tokenizer.token_bytes(id, skip_special=False)
-            is_last = is_whole and place == len(ids) - 1  # half a character at the very end is shown as U+FFFD
-            text = characters.decode(written, final=is_last)
-            tokens.append(PreviewToken(
-                text=text, id=id, is_target=is_target, is_partial=bool(characters.getstate()[0]),
-                is_special=bool(written) and not self._tokenizer.token_bytes(id)))
-        return tokens
+
+def chars_of(messages: list[dict]) -> int:
+    return sum(len(str(message)) for message in messages)
+
+
+def tokens_of(tokenizer: Tokenizer, ids: list[int], mask: list[bool], is_whole: bool) -> list[PreviewToken]:
+    """The first tokens of ``ids`` as they are shown; ``is_whole``: these ids are all.
+
+    A character over several tokens is the text of its last one; the others hold what stands before it.
+    """
+    tokens = []
+    characters = codecs.getincrementaldecoder("utf-8")("replace")
+    for place, (id, is_target) in enumerate(zip(ids[:MAX_TOKENS], mask, strict=False)):
+        written = tokenizer.token_bytes(id, skip_special=False)
+        is_last = is_whole and place == len(ids) - 1  # half a character at the very end is shown as U+FFFD
+        text = characters.decode(written, final=is_last)
+        tokens.append(PreviewToken(
+            text=text, id=id, is_target=is_target, is_partial=bool(characters.getstate()[0]),
+            is_special=bool(written) and not tokenizer.token_bytes(id)))
+    return tokens

@@ -100,11 +100,47 @@ def test_dialogues_are_shown_as_fine_tuning_reads_them(api: Api, words: Tokenize
     assert "你好" not in learnt and "kind" not in learnt
 
 
-def test_both_sides_of_a_preference(api: Api, words: Tokenizer) -> None:
-    id = data(api, {"chosen": DIALOGUES[0], "rejected": DIALOGUES[1]})
-    (row,) = shown(api, id, tokenizer="words")
-    is_as_trained(row["tokens"], words, "conversations", {"conversations": DIALOGUES[0]})
-    is_as_trained(row["rejected_tokens"], words, "conversations", {"conversations": DIALOGUES[1]})
+ASKED = [*DIALOGUES[0][:3], {"role": "user", "content": "And now?"}]
+PAIRS = [
+    {"chosen": [*ASKED, {"role": "assistant", "content": "<think>\n\n</think>\n\nGood night."}],
+     "rejected": [*ASKED, {"role": "assistant", "content": "No idea. 🦊", "reasoning_content": "Whatever."}]},
+    {"chosen": [ASKED[1], {"role": "assistant", "content": "早上好!"}], "tools": [{"name": "tides"}],
+     "rejected": [ASKED[1], {"role": "assistant", "content": ""}, ASKED[3], {"role": "assistant", "content": "Bye"}]},
+]
+
+
+def test_both_sides_of_a_preference_as_its_stage_reads_them(api: Api, words: Tokenizer) -> None:
+    """Only what stands behind the common prompt is learnt; an empty think block makes no difference."""
+    id = data(api, *PAIRS)
+    rows = shown(api, id, tokenizer="words", stage="dpo")
+    for row, raw in zip(rows, PAIRS, strict=True):
+        ids, lengths, _, mask, _ = encode_rows(words, "dpo", [(1, raw)])
+        for side, start, end in ((row["tokens"], 0, lengths[0]), (row["rejected_tokens"], lengths[0], len(ids))):
+            assert [t["id"] for t in side] == ids[start:end].tolist()
+            assert [t["is_target"] for t in side] == mask[start:end].tolist()
+    learnt = [["".join(t["text"] for t in side if t["is_target"]) for side in (row["tokens"], row["rejected_tokens"])]
+              for row in rows]
+    assert learnt == [["Good night.<|im_end|>\n", "<think>\nWhatever.\n</think>\n\nNo idea. 🦊<|im_end|>\n"],
+                      ["早上好!<|im_end|>\n", "<|im_end|>\nBye<|im_end|>\n"]]
+    counted = api.get(f"/datasets/{id}/tokens", tokenizer="words").json()
+    assert counted["tokens"] == sum(len(encode_rows(words, "dpo", [(1, raw)])[0]) for raw in PAIRS)
+
+
+def test_a_pair_that_compares_nothing_is_named_by_its_line(api: Api, words: Tokenizer) -> None:
+    same = {"chosen": PAIRS[0]["chosen"],
+            "rejected": [*ASKED, {"role": "assistant", "content": "\nGood night."}]}
+    id = data(api, PAIRS[0], same)
+    said = problems(api.get(f"/datasets/{id}/preview", tokenizer="words"))
+    assert "Line 2: chosen and rejected are the same" in said["rejected"]
+    assert len(shown(api, id)) == 2, "as text they can be looked at"
+
+
+def test_a_pair_of_which_one_side_is_too_long_is_not_shown(api: Api, words: Tokenizer,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "MAX_DIALOGUE_CHARS", 600)
+    long = {"chosen": PAIRS[0]["chosen"], "rejected": [*ASKED, {"role": "assistant", "content": "x" * 700}]}
+    (row,) = shown(api, data(api, long), tokenizer="words")
+    assert row["tokens"] == row["rejected_tokens"] == [] and row["tokens_cut"]
 
 
 def test_a_checkpoint_brings_its_tokenizer(api: Api, words: Tokenizer, tmp_path: Path) -> None:
@@ -170,6 +206,12 @@ def test_the_view_reads_what_the_file_holds(api: Api, words: Tokenizer, tmp_path
     ids, *_ = encode_rows(words, "text", [(1, row)])
     assert [t.id for t in fields["tokens"]] == ids.tolist()
     assert "".join(t.text for t in fields["tokens"]) == "<|im_start|>a\ufffdb<|im_end|>"
+
+
+def test_of_a_question_for_a_teacher_nothing_is_learnt(words: Tokenizer) -> None:
+    row = tokens.TokenView(words, "questions").fields(1, {"question": "Where is the ferry?"})
+    assert "".join(t.text for t in row["tokens"]) == "<|im_start|>user\nWhere is the ferry?<|im_end|>\n"
+    assert not any(t.is_target for t in row["tokens"])
 
 
 TOOLS = [{"type": "function", "function": {"name": "tides", "parameters": {"type": "object"}}}]

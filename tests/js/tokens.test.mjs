@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { counted, countedWords, describe, histogram, median, pieces, spoken } from "../../static/js/lib/tokens.js";
+import { counted, countedWords, countWords, describe, histogram, median, pieces, spoken } from "../../static/js/lib/tokens.js";
 
 const shown = (text) => pieces(text).map((piece) => (piece.isSign ? `[${piece.text}]` : piece.text)).join("");
 
@@ -34,6 +34,11 @@ test("tokens of a page are counted on both sides of a pair", () => {
   assert.match(countedWords(counted(rows), true), /in part\.$/);
   assert.match(countedWords({ tokens: 20000, targets: 10000 }, false), /20,000 tokens, 10,000 graded/);
   assert.equal(countedWords({ tokens: 0, targets: 0 }), "");
+});
+
+test("how many tokens of a conversation are graded", () => {
+  assert.equal(countWords(1200, 300), "1,200 tokens, 300 graded (25 %).");
+  assert.equal(countWords(1, 0), "1 token, 0 graded (0 %).");
 });
 
 test("a histogram has round bars and one for the long tail", () => {

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
 import time
+from functools import cache
+from typing import Any
 
 import pytest
+from jinja2 import Template
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from minimind.chat_format import encode_conversation, encode_prompt, render
+from minimind.chat_format import encode_conversation, encode_pair, encode_prompt, normalize, render
 from minimind.chat_template import render_template
 from minimind.errors import DataError
 from minimind.tokenizer import Tokenizer
+from tests.minimind import talks
 from tests.minimind.test_tokenizer import upstream
 
 TALK = [
@@ -134,6 +140,164 @@ def test_a_template_without_turns_cannot_be_learnt_from(tokenizer, tmp_path):
     assert render(other, TALK[:2]) == "[system] Be kind.[user] Hi"
     with pytest.raises(DataError, match="turns cannot be found"):
         encode_conversation(other, TALK)
+
+
+def plain_render(tokenizer: Tokenizer, messages: list[dict], tools: Any, **options: bool) -> str:
+    """What Hugging Face's ``apply_chat_template`` does: Jinja's sandbox with four settings, and nothing of ours."""
+    def read(value: Any) -> Any:
+        return json.loads(value) if isinstance(value, str) else value
+
+    messages = [{k: read(v) if k == "tool_calls" else v for k, v in m.items()} for m in messages]
+    return plain_template(tokenizer.chat_template).render(
+        messages=messages, tools=read(tools or messages[0].get("tools")), bos_token="<|im_start|>",
+        eos_token="<|im_end|>", pad_token="<|endoftext|>", **options)
+
+
+@cache
+def plain_template(source: str) -> Template:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                                extensions=["jinja2.ext.loopcontrols"])
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    return environment.from_string(source)
+
+
+@pytest.mark.parametrize("whose", ["ours", "upstream"])
+def test_every_conversation_is_rendered_as_hugging_face_does(tokenizer, whose):
+    if whose == "upstream":
+        tokenizer = upstream()
+    rng = random.Random(4)
+    for number in range(300):
+        is_forged = number % 4 == 0
+        messages, tools = talks.conversation(rng, forged=is_forged)
+        options = {"add_generation_prompt": rng.random() < 0.5, "open_thinking": rng.random() < 0.5}
+        text = plain_render(tokenizer, messages, tools, **options)
+        assert render(tokenizer, messages, tools=tools, **options) == text
+        ids, _ = encode_conversation(tokenizer, messages, tools, **options)
+        assert tokenizer.decode(ids, skip_special=False) == text
+        if options["add_generation_prompt"]:
+            assert ids == encode_prompt(tokenizer, messages, tools, options["open_thinking"])
+        if whose == "upstream" and not is_forged:
+            assert ids == tokenizer.encode(text), "cut at the turns as its tokenizer cuts by itself"
+
+
+def test_what_tools_say_is_no_control_token_either(tokenizer):
+    """Not in keys, not behind JSON's escapes, not in tools that stand beside the messages."""
+    forged = "<|im_end|>"
+    tools = [{"name": forged, "parameters": {forged: forged}}]
+    calls = json.dumps([{"name": forged, "arguments": {forged: forged}}]).replace("<", "\\u003c")
+    assert forged not in calls
+    talk = [TALK[1], {"role": "assistant", "content": "", "tool_calls": calls}]
+    ids, _ = encode_conversation(tokenizer, talk, tools)
+    text = render(tokenizer, talk, tools=tools)
+    assert text.count(forged) == 9 and ids.count(tokenizer.eos_id) == 3, "system, user, assistant"
+    assert tokenizer.decode(ids, skip_special=False) == text
+
+
+def test_the_prompt_of_an_answer_may_be_shown_with_its_mask(tokenizer):
+    ids, mask = encode_conversation(tokenizer, TALK[:4], add_generation_prompt=True, open_thinking=True)
+    assert ids == encode_prompt(tokenizer, TALK[:4], open_thinking=True)
+    said = tokenizer.decode([i for i, m in zip(ids, mask) if m], skip_special=False)
+    assert said == "<think>\nA greeting.\n</think>\n\nHello<|im_end|>\n"
+
+
+def test_nesting_without_end_is_refused(tokenizer):
+    deep: dict = {}
+    for _ in range(5000):
+        deep = {"a": deep}
+    with pytest.raises(DataError, match="nested too deeply"):
+        encode_conversation(tokenizer, TALK, [deep])
+
+
+ASKED = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"},
+         {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "1 + 2?"}]
+
+
+def answer(content: str | None, **more: Any) -> dict:
+    return {"role": "assistant", "content": content, **more}
+
+
+def sides(tokenizer: Tokenizer, chosen: list[dict], rejected: list[dict], tools: Any = None) -> tuple[str, str, str]:
+    """Prompt, learnt text of chosen and learnt text of rejected of a pair."""
+    pair = encode_pair(tokenizer, chosen, rejected, tools)
+    learnt = []
+    for ids, mask in ((pair.chosen_ids, pair.chosen_mask), (pair.rejected_ids, pair.rejected_mask)):
+        assert len(ids) == len(mask) and ids[:pair.prompt_tokens] == pair.chosen_ids[:pair.prompt_tokens]
+        assert mask.index(True) == pair.prompt_tokens
+        learnt.append(tokenizer.decode([i for i, m in zip(ids, mask) if m], skip_special=False))
+    return tokenizer.decode(pair.chosen_ids[:pair.prompt_tokens], skip_special=False), *learnt
+
+
+def test_of_a_pair_only_what_differs_is_learnt(tokenizer):
+    prompt, chosen, rejected = sides(tokenizer, [*ASKED, answer("3")], [*ASKED, answer("4"), *TALK[3:]])
+    assert prompt == render(tokenizer, ASKED, add_generation_prompt=True), "an earlier answer is part of the prompt"
+    assert (chosen, rejected) == ("3<|im_end|>\n", "4<|im_end|>\nBye.<|im_end|>\n")
+    assert encode_pair(tokenizer, [*ASKED, answer("3")], [*ASKED, answer("4")]).prompt_tokens == len(
+        encode_prompt(tokenizer, ASKED))
+
+
+def test_a_pair_with_tools(tokenizer):
+    called = [*TOOL_TALK[:3], TOOL_TALK[3]]
+    prompt, chosen, rejected = sides(tokenizer, [*called, answer("3.")], [*called, answer("5.")])
+    assert (chosen, rejected) == ("3.<|im_end|>\n", "5.<|im_end|>\n") and "<tool_response>\n3" in prompt
+    _, chosen, rejected = sides(tokenizer, [*called, answer("3.")], [*TOOL_TALK[:2], answer("Five.")])
+    assert chosen.startswith("<tool_call>") and chosen.endswith("</tool_call><|im_end|>\n3.<|im_end|>\n")
+    assert rejected == "Five.<|im_end|>\n"
+
+
+@pytest.mark.parametrize("whose", ["ours", "upstream"])
+@pytest.mark.parametrize("chosen, rejected, thinks", [
+    (answer("<think>\n\n</think>\n\n3"), answer("4"), (False, False)),
+    (answer("3"), answer("<think></think>4"), (False, False)),
+    (answer("3", reasoning_content=""), answer("\n</think>\n4", reasoning_content=None), (False, False)),
+    (answer("<think> \n</think>3", reasoning_content="\n"), answer("4"), (False, False)),
+    (answer("3", reasoning_content="Count."), answer("<think></think>4"), (True, False)),
+    (answer("<think>Count.</think>3", reasoning_content=""), answer("4", reasoning_content="Guess."), (True, True)),
+])
+def test_thinking_is_treated_alike_in_both_sides(tokenizer, whose, chosen, rejected, thinks):
+    if whose == "upstream":
+        tokenizer = upstream()
+    without = "<think>\n\n</think>\n\n" if whose == "upstream" else ""
+    thoughts = ("<think>\nCount.\n</think>\n\n", "<think>\nGuess.\n</think>\n\n")
+    for first in ([], [answer("<think></think>Hello")]):  # an empty block in the prompt of one side alone
+        _, *said = sides(tokenizer, [*first, *ASKED, chosen], [*map(without_block, first), *ASKED, rejected])
+        assert said == [(thought if has else without) + text for thought, has, text in zip(
+            thoughts, thinks, ("3<|im_end|>\n", "4<|im_end|>\n"))]
+
+
+def without_block(message: dict) -> dict:
+    return message | {"content": message["content"].removeprefix("<think></think>")}
+
+
+@pytest.mark.parametrize("chosen, rejected, said", [
+    ([answer("3")], [answer("3")], "chosen and rejected are the same"),
+    ([answer("3")], [answer("<think>\n</think>\n3")], "chosen and rejected are the same"),
+    ([answer("\n3")], [answer("3")], "chosen and rejected are the same"),
+    ([answer("3")], [], "rejected has no message of the assistant behind the 4 messages"),
+    ([answer("3")], [answer("3"), TALK[3], answer("4")], "chosen has no message of the assistant behind the 5"),
+    ([answer("3")], [TALK[3]], "rejected has no message of the assistant behind the 4"),
+    ([answer("3")], [TALK[3], answer("4")], r"different prompts: rejected\[4\] is of the role user"),
+    ([answer("3", tool_calls="[")], [answer("4")], "tool_calls of message 5"),
+    ([answer("3", tool_calls=[{"name": "add"}])], [answer("4")], "A tool call of message 5 has no arguments"),
+])
+def test_a_pair_that_compares_nothing_is_one_sentence(tokenizer, chosen, rejected, said):
+    with pytest.raises(DataError, match=said) as caught:
+        encode_pair(tokenizer, [*ASKED, *chosen], [*ASKED, *rejected])
+    assert caught.value.field and caught.value.hint
+
+
+def test_both_sides_have_the_same_tools_and_the_same_prompt(tokenizer, tmp_path):
+    with pytest.raises(DataError, match="different tools"):
+        encode_pair(tokenizer, [*TOOL_TALK[:2], answer("3")],
+                    [TOOL_TALK[0] | {"tools": "[]"}, TOOL_TALK[1], answer("4")])
+    other = Tokenizer.load(tokenizer.save(tmp_path)[0].parent)
+    other.chat_template = "{{ messages[-1].content }}" + tokenizer.chat_template
+    with pytest.raises(DataError, match="writes the prompt of chosen and of rejected differently"):
+        encode_pair(other, [*ASKED, answer("3")], [*ASKED, answer("4")])
+
+
+def test_an_empty_reasoning_says_that_the_content_has_none():
+    (kept,), _ = normalize([answer("a</think>b", reasoning_content="")])
+    assert kept["reasoning_content"] == ""
 
 
 DOUBLING = "{% set ns = namespace(s='ab') %}{% for i in range(64) %}BODY{% endfor %}"

@@ -8,14 +8,17 @@ import { describe, pieces, spoken } from "../lib/tokens.js";
 const SHOWN_AT_FIRST = 300;
 
 class TokenStrip extends HTMLElement {
-  /** @param {{text: string, id: number, is_target: boolean, is_special: boolean, is_partial?: boolean}[]} tokens */
-  show(tokens, { label = t("Tokens"), isCut = false } = {}) {
+  /**
+   * @param {{text: string, id: number, is_target: boolean, is_special: boolean, is_partial?: boolean}[]} tokens
+   * `atFirst`: how many are shown before the reader asks for the rest
+   */
+  show(tokens, { label = t("Tokens"), isCut = false, atFirst = SHOWN_AT_FIRST } = {}) {
     this.tokens = tokens;
     this.list = h("div.tokens", { role: "listbox", "aria-label": label, "aria-orientation": "horizontal" });
     this.tip = h("span.token-tip", { "aria-hidden": "true", hidden: true });
     this.note = isCut ? h("p.small.muted", {}, t("There are more tokens than the studio sends at once.")) : null;
     this.replaceChildren(this.list, this.tip);
-    this.#add(SHOWN_AT_FIRST);
+    this.#add(atFirst);
     if (!tokens.length) this.list.replaceWith(h("p.muted", {}, t("This row is too long to be shown as tokens.")));
     this.list.addEventListener("pointerover", (event) => this.#tell(event.target.closest(".token")));
     this.list.addEventListener("pointerleave", () => this.#tell(null));
