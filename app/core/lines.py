@@ -1,11 +1,15 @@
-"""Pipelines: a line of stages, each starting from what the one before has made.
+"""Pipelines: a line of stages, each starting from what the one before has made, or from what it names.
 
 The next run is created in the transaction that completes the one before it, so a line never stands still
 between two stages and never starts one twice. Rows are always locked in the order run, then pipeline.
 
-A stage as stored in ``pipeline.stages``: ``{"stage", "config", "dataset_id"?, "gate"?, "devices"?}``. A gate,
-``{"eval_loss": x}`` (or ``loss``), lets the line go on only if that number of the stage's last checkpoint is at
-most ``x``; else the line is paused, and ``resume`` trains that stage once more on top of what it has.
+A stage as stored in ``pipeline.stages``: ``{"stage", "config", "title"?, "dataset_id"?, "gate"?, "devices"?,
+"from_stage"?, "teacher_stage"?}``. ``from_stage`` is the position of the stage whose last checkpoint it starts from, -1
+for random weights; without it that is the stage before. ``teacher_stage`` is the position of the stage whose last
+checkpoint teaches it. A stage with random weights has the tokenizer of the last ``tokenizer`` stage before it.
+
+A gate names numbers and their bounds (``GATES``), such as ``{"eval_loss": 2.5}``: the line goes on only if the stage
+has kept them all; else it is paused, and ``resume`` trains that stage once more on top of what it has.
 """
 
 from __future__ import annotations
@@ -16,10 +20,15 @@ from sqlalchemy import select
 
 from app.core.db import Session, now
 from app.core.errors import Conflict
-from app.core.models import TERMINAL_STATES, Checkpoint, Pipeline, Run, TokenizerRow, new_id
+from app.core.models import TERMINAL_STATES, Checkpoint, Event, Pipeline, Run, TokenizerRow, new_id
 from app.core.states import append_event, enqueue_run, request_cancel, request_pause, request_resume
 
-GATE_KEYS = ("eval_loss", "loss")
+#: numbers that a gate may look at, and on which side of its bound they must be. The losses are those of the last
+#: checkpoint; ``reward_accuracy``, the share of held-out pairs whose preferred answer has the larger reward, is that of
+#: the last evaluation.
+GATES = {"eval_loss": "most", "loss": "most", "reward_accuracy": "least"}
+OF_CHECKPOINT = ("eval_loss", "loss")
+RANDOM_WEIGHTS = -1
 
 
 def start(session: Session, pipeline: Pipeline) -> Run:
@@ -29,7 +38,7 @@ def start(session: Session, pipeline: Pipeline) -> Run:
     session.add(pipeline)
     session.flush()
     _say(session, pipeline, {"state": "running"})
-    return _create_run(session, pipeline, 0, None)
+    return _create_run(session, pipeline, 0)
 
 
 def runs_of(session: Session, pipeline_id: str) -> list[Run]:
@@ -61,7 +70,11 @@ def _advance(session: Session, pipeline: Pipeline, run: Run) -> None:
     if problem is not None:
         _set(session, pipeline, "paused", error=problem)
     elif run.pipeline_position + 1 < len(pipeline.stages):
-        _create_run(session, pipeline, run.pipeline_position + 1, run)
+        try:
+            _create_run(session, pipeline, run.pipeline_position + 1)
+        except Conflict as error:  # its files went meanwhile: the run that has completed stays completed
+            _set(session, pipeline, "failed",
+                 error={"class": "CHECKPOINT", "message": error.message, "hint": error.hint})
     else:
         _set(session, pipeline, "completed")
 
@@ -72,37 +85,102 @@ def last_checkpoint(session: Session, run_id: str) -> Checkpoint | None:
                           .order_by(Checkpoint.step.desc(), Checkpoint.attempt.desc()).limit(1))
 
 
-def _create_run(session: Session, pipeline: Pipeline, position: int, before: Run | None) -> Run:
-    """The run of stage ``position``, starting from the run ``before``."""
+def starts_from(stages: list[dict], position: int) -> int:
+    """Position of the stage that stage ``position`` starts from; -1 where it starts from nothing."""
+    given = stages[position].get("from_stage")
+    return position - 1 if given is None else given
+
+
+def tokenizer_stage(stages: list[dict], position: int) -> int | None:
+    """Position of the last ``tokenizer`` stage before ``position``: its vocabulary is that of new weights."""
+    return next((i for i in reversed(range(position)) if stages[i]["stage"] == "tokenizer"), None)
+
+
+def _create_run(session: Session, pipeline: Pipeline, position: int, again: Run | None = None) -> Run:
+    """The run of stage ``position``, on top of ``again`` where that is an earlier try of the same stage. Raises
+    ``Conflict`` where what it stands on is gone."""
     stage = pipeline.stages[position]
-    base = last_checkpoint(session, before.id) if before is not None else None
-    tokenizer_id = before.tokenizer_id if before is not None else None
-    if before is not None and before.stage == "tokenizer":
-        # the runner files the tokenizer of such a run under the run's own id
-        tokenizer_id = before.id if session.get(TokenizerRow, before.id) else None
-    base_id = base.id if base is not None else (before.base_checkpoint_id if before is not None else None)
-    run = Run(id=new_id(), name=f"{pipeline.name}: {stage['stage']}"[:200], stage=stage["stage"], notes="", tags=[],
-              config=stage["config"], devices=stage.get("devices") or "auto", nodes=1, user_id=pipeline.user_id,
-              dataset_id=stage.get("dataset_id"), base_checkpoint_id=base_id,
-              tokenizer_id=stage.get("tokenizer_id") or (None if base_id else tokenizer_id),
-              pipeline_id=pipeline.id, pipeline_position=position, attempt=0, fruitless_attempts=0, priority=0,
-              save_on_stop=False, allow_changes=False, progress={}, next_seq=1)
+    before = again or _run_at(session, pipeline, starts_from(pipeline.stages, position))
+    run = Run(id=new_id(), name=f"{pipeline.name}: {stage.get('title') or stage['stage']}"[:200], stage=stage["stage"],
+              notes="", tags=[], config=stage["config"], devices=stage.get("devices") or "auto", nodes=1,
+              user_id=pipeline.user_id, dataset_id=stage.get("dataset_id"), pipeline_id=pipeline.id,
+              pipeline_position=position, attempt=0, fruitless_attempts=0, priority=0, save_on_stop=False,
+              allow_changes=False, progress={}, next_seq=1, **_stands_on(session, pipeline, position, before))
     enqueue_run(session, run, state="paused" if pipeline.state == "paused" else "queued")
     append_event(session, f"pipeline:{pipeline.id}", "run",
                  data={"run_id": run.id, "position": position, "stage": run.stage, "state": run.state})
     return run
 
 
+def _stands_on(session: Session, pipeline: Pipeline, position: int, before: Run | None) -> dict[str, str | None]:
+    """Ids of the base checkpoint, the teacher and the tokenizer of stage ``position``, which starts from ``before``."""
+    stages = pipeline.stages
+    teacher_at = stages[position].get("teacher_stage")
+    teacher = None if teacher_at is None else _weights_of(session, _run_at(session, pipeline, teacher_at))
+    base = tokenizer = None
+    if stages[position]["stage"] == "tokenizer":
+        pass  # it learns from texts alone
+    elif before is not None and before.stage != "tokenizer":
+        base = _weights_of(session, before)
+    else:
+        made_by = before or _run_at(session, pipeline, tokenizer_stage(stages, position))
+        # the runner files the tokenizer of such a run under the run's own id
+        tokenizer = made_by.id if made_by is not None and session.get(TokenizerRow, made_by.id) else None
+    return {"base_checkpoint_id": base, "teacher_checkpoint_id": teacher,
+            "tokenizer_id": stages[position].get("tokenizer_id") or tokenizer}
+
+
+def _run_at(session: Session, pipeline: Pipeline, position: int | None) -> Run | None:
+    """The last try of stage ``position``; None for no stage. Raises ``Conflict`` where it was deleted."""
+    if position is None or position == RANDOM_WEIGHTS:
+        return None
+    run = session.scalar(select(Run).where(Run.pipeline_id == pipeline.id, Run.pipeline_position == position))
+    if run is None:
+        raise Conflict("A run that this stage stands on was deleted.", hint="Start a new pipeline.")
+    return run
+
+
+def _weights_of(session: Session, run: Run) -> str:
+    checkpoint = last_checkpoint(session, run.id)
+    if checkpoint is None:
+        raise Conflict(f"The run {run.name!r}, which the next stage stands on, has no usable checkpoint any more.",
+                       hint="Start a new pipeline.")
+    return checkpoint.id
+
+
+def measured(session: Session, run: Run, key: str) -> float | None:
+    """What a gate looks at: the number ``key`` of a run that has ended; None where it was not measured."""
+    if key in OF_CHECKPOINT:
+        return getattr(last_checkpoint(session, run.id), key, None)
+    last = session.scalar(select(Event.data).where(Event.topic == f"run:{run.id}", Event.type == "eval")
+                          .order_by(Event.seq.desc()).limit(1))
+    return (last or {}).get(f"eval_{key}")
+
+
+def measured_by_gates(session: Session, pipeline: Pipeline, runs: list[Run]) -> list[dict[str, float | None]]:
+    """For each stage what its gate saw, by the gate's keys; empty where it has none or has not completed."""
+    ended = {run.pipeline_position: run for run in runs if run.state == "completed"}
+    return [{key: measured(session, ended[position], key) for key in stage.get("gate") or {}} if position in ended
+            else {} for position, stage in enumerate(pipeline.stages)]
+
+
+def passes(key: str, limit: float, value: float | None) -> bool:
+    """Whether a gate lets ``value`` through; what is unknown or not a number does not pass."""
+    return value is not None and (value >= limit if GATES.get(key) == "least" else value <= limit)
+
+
 def _gate_problem(session: Session, gate: dict | None, run: Run) -> dict | None:
     """Why the line stops after ``run``, as an error to show; None where it goes on."""
-    checkpoint = last_checkpoint(session, run.id)
     for key, limit in (gate or {}).items():
-        value = getattr(checkpoint, key, None) if checkpoint is not None and key in GATE_KEYS else None
-        if value is None or not value <= limit:
+        value = measured(session, run, key)
+        if not passes(key, limit, value):
             return {"class": "GATE",
                     "message": f"The line stopped after {run.stage}: {key} is "
-                               f"{'unknown' if value is None else format(value, '.4g')}, asked for at most {limit:g}.",
-                    "hint": "Resume trains this stage once more from its last checkpoint."}
+                               f"{'unknown' if value is None else format(value, '.4g')}, asked for at "
+                               f"{GATES.get(key, 'most')} {limit:g}.",
+                    "hint": "Resume trains this stage once more from its last checkpoint." if value is not None else
+                            "Nobody measured it: perhaps there are too few rows to hold some out. Cancel the line, and "
+                            "start one with more data or without this gate."}
     return None
 
 
@@ -137,11 +215,12 @@ def request_resume_line(session: Session, pipeline: Pipeline) -> Pipeline:
 
 
 def request_cancel_line(session: Session, pipeline: Pipeline, save: bool = False) -> Pipeline:
+    """Stop for good; of a line that failed this means that nobody will try again, so its runs may be deleted."""
     run = _lock(session, pipeline)
-    if pipeline.state in ("completed", "failed"):
+    if pipeline.state == "completed":
         raise _conflict("cancelled", pipeline.state)
     if pipeline.state != "cancelled":
-        _set(session, pipeline, "cancelled")
+        _set(session, pipeline, "cancelled", error=pipeline.error if pipeline.state == "failed" else None)
         if run is not None:
             request_cancel(session, run, save)
     return pipeline
@@ -149,19 +228,28 @@ def request_cancel_line(session: Session, pipeline: Pipeline, save: bool = False
 
 def _try_again(session: Session, pipeline: Pipeline) -> None:
     """A new run of the last stage that was tried: on the same base after a failure, on top of what it has
-    learnt after a gate. The old run leaves its place in the line to the new one and stays in the list."""
+    learnt after a gate. The old run leaves its place in the line to the new one and stays in the list. Where the
+    stage is done and the next one lacked what it stands on, that is tried. Raises ``Conflict`` where it still does."""
     tried = session.scalar(select(Run).where(Run.pipeline_id == pipeline.id, Run.pipeline_position.is_not(None))
                            .order_by(Run.pipeline_position.desc()).limit(1))
     if tried is None:
         raise Conflict("The runs of this pipeline were deleted.", hint="Start a new pipeline.")
     position = tried.pipeline_position
-    before = tried if tried.state == "completed" else session.scalar(
-        select(Run).where(Run.pipeline_id == pipeline.id, Run.pipeline_position == position - 1))
-    if before is None and position > 0:
-        raise Conflict("The run that this stage starts from was deleted.", hint="Start a new pipeline.")
+    is_done = tried.state == "completed"
+    if is_done and _gate_problem(session, pipeline.stages[position].get("gate"), tried) is None:
+        _create_run(session, pipeline, position + 1)  # it is the next one that could not be made
+        return
     tried.pipeline_position = None
     session.flush()
-    _create_run(session, pipeline, position, before)
+    _create_run(session, pipeline, position, tried if is_done else _went_on_from(session, tried))
+
+
+def _went_on_from(session: Session, run: Run) -> Run | None:
+    """The earlier try of its stage on top of which ``run`` was made; None where it began at the stage before."""
+    base = session.get(Checkpoint, run.base_checkpoint_id) if run.base_checkpoint_id is not None else None
+    before = session.get(Run, base.run_id) if base is not None else None
+    is_try = before is not None and before.pipeline_id == run.pipeline_id and before.pipeline_position is None
+    return before if is_try and last_checkpoint(session, before.id) is not None else None
 
 
 def _lock(session: Session, pipeline: Pipeline) -> Run | None:

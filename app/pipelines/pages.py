@@ -12,12 +12,13 @@ from app.core.db import Session, reading
 from app.core.models import Dataset, Pipeline, Run
 from app.core.rest import Paging, newest_first
 from app.i18n import gettext
+from app.pipelines.recipe_view import shown_recipes
 from app.pipelines.service import get_pipeline
 from app.pipelines.view import state_of, stations, view
 from app.rendering import compact_number, page, stage_word
 from app.system.service import ready_hosts
-from minimind.config import STAGES
-from minimind.data.starter import LANGUAGES, plan
+from minimind.config import STAGES, DpoConfig
+from minimind.data.starter import LANGUAGES, LAYOUT_OF_PART, plan
 from minimind.presets import PRESETS
 
 router = APIRouter(include_in_schema=False)
@@ -62,17 +63,20 @@ def pipelines_page(request: Request, user: User, cursor: Annotated[str | None, Q
 
 @router.get("/pipelines/new")
 def new_pipeline_page(request: Request, user: User) -> Response:
-    """A form for any line of stages."""
+    """Recipes, and a form for any line of stages."""
     with reading() as session:
         ready = session.scalars(select(Dataset).where(Dataset.state == "ready").order_by(Dataset.created_at.desc())
                                 .limit(DATASETS_OFFERED))
         datasets = [{"id": d.id, "name": d.name, "layout": d.layout} for d in ready]
-    return page(request, "pages/pipeline_new.html", offer={
-        "datasets": datasets,
+    presets = [{"name": p.name, "title": f"{p.name}, {compact_number(p.model.num_parameters())}"}
+               for p in PRESETS.values()]
+    return page(request, "pages/pipeline_new.html", recipes=shown_recipes(), presets=presets, codes=LANGUAGES, offer={
+        "datasets": datasets, "presets": presets,
         "stages": [{"name": name, "title": stage_word(name), "summary": gettext(cls.summary),
-                    "layouts": list(cls.layouts)} for name, cls in STAGES.items()],
-        "presets": [{"name": p.name, "title": f"{p.name}, {compact_number(p.model.num_parameters())}"}
-                    for p in PRESETS.values()]})
+                    "layouts": list(cls.layouts), "has_teacher": "teacher_weight" in cls.model_fields,
+                    "gate": "reward_accuracy" if cls is DpoConfig else "eval_loss",
+                    "parts": [part for part, layout in LAYOUT_OF_PART.items() if layout in cls.layouts]}
+                   for name, cls in STAGES.items()]})
 
 
 @router.get("/pipelines/{id}")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
+
 from app.core import states
 from app.core.db import transaction
-from app.core.models import Run
+from app.core.models import Checkpoint, Run, TokenizerRow
 from tests.app.conftest import Api
 from tests.app.test_runs import add_dataset, add_tokenizer, problems
 
@@ -60,10 +64,18 @@ def test_every_problem_of_every_stage_is_said(api: Api) -> None:
     assert api.get("/pipelines").json()["items"] == [] and api.get("/runs").json()["items"] == []
 
 
-def end(run_id: str, *path: str) -> None:
+def end(run_id: str, *path: str, eval_loss: float | None = None, accuracy: float | None = None) -> None:
+    """A run that completes leaves a checkpoint, or a tokenizer."""
     with transaction() as session:
         run = session.get(Run, run_id)
         for to in path:
+            if to == "completed" and run.stage == "tokenizer":
+                session.add(TokenizerRow(id=run_id, name="t", user_id="local", state="ready", path="/t", source={},
+                                         created_at=0))
+            elif to == "completed":
+                session.add(Checkpoint(id=f"c{run_id[1:]}", run_id=run_id, attempt=1, stage=run.stage, step=2, tokens=1,
+                                       bytes=1, eval_loss=eval_loss, path="/c", state="ready", created_at=0))
+                states.append_event(session, f"run:{run_id}", "eval", data={"eval_reward_accuracy": accuracy})
             states.move(session, run, to, values=HELD if to == "starting" else None)
 
 
@@ -103,6 +115,90 @@ def test_a_first_tokenizer_and_a_gate_are_kept(api: Api) -> None:
     assert line["runs"][0]["devices"] == {"kind": "cpu", "count": 2}
 
 
+STUDENT = [{"stage": "tokenizer"}, {"stage": "pretrain", "title": "Teacher", "config": {"max_steps": 2}},
+           {"stage": "pretrain", "from_stage": -1, "config": {"max_steps": 2, "num_hidden_layers": 1}},
+           {"stage": "distill", "teacher_stage": 1, "config": {"max_steps": 2}}]
+
+
+def changed(position: int, **changes: object) -> list[dict]:
+    """``STUDENT`` with one stage changed."""
+    return [{**stage, **changes} if at == position else stage for at, stage in enumerate(STUDENT)]
+
+
+def test_a_student_is_taught_by_a_stage_of_its_line(api: Api) -> None:
+    line = new_line(api, STUDENT)
+    assert line["stages"][2]["from_stage"] == -1 and line["stages"][3]["teacher_stage"] == 1
+    assert line["stages"][1]["title"] == "Teacher" and "title" not in line["stages"][0]
+    for _ in STUDENT[1:]:
+        end(line["runs"][-1]["id"], "starting", "running", "completed")
+        line = api.get(f"/pipelines/{line['id']}").json()
+    vocabulary, teacher, student, distilled = line["runs"]
+    assert teacher["name"] == "line: Teacher"
+    assert student["base_checkpoint_id"] is None and student["tokenizer_id"] == vocabulary["id"]
+    assert distilled["base_checkpoint_id"] == f"c{student['id'][1:]}"
+    assert distilled["teacher_checkpoint_id"] == f"c{teacher['id'][1:]}"
+
+
+@pytest.mark.parametrize("stages, field, word", [
+    (changed(3, teacher_stage=None), "stages.3.teacher_stage", "needs a teacher"),
+    (changed(3, teacher_stage=3), "stages.3.teacher_stage", "comes before"),
+    (changed(3, teacher_stage=9), "stages.3.teacher_stage", "comes before"),
+    (changed(3, teacher_stage=0), "stages.3.teacher_stage", "trains no weights"),
+    (changed(3, teacher_stage=True), "stages.3.teacher_stage", "integer"),
+    (changed(2, teacher_stage=1), "stages.2.teacher_stage", "has no teacher"),
+    (changed(3, from_stage=3), "stages.3.from_stage", "comes before"),
+    (changed(3, from_stage=-2), "stages.3.from_stage", "-1"),
+    (changed(0, from_stage=-1), "stages.0.from_stage", "starts from nothing"),
+    (STUDENT[1:2] + changed(3, teacher_stage=0)[2:], "stages.2.teacher_stage", "another vocabulary"),
+    ([{"stage": "dpo"}], "stages.0.from_stage", "needs weights to start from"),
+    (changed(3, stage="lora", teacher_stage=None, from_stage=-1), "stages.3.from_stage", "needs weights"),
+    (changed(0, gate={"loss": 3}), "stages.0.gate", "does not measure loss"),
+    (changed(1, gate={"reward_accuracy": 0.9}), "stages.1.gate.reward_accuracy", "does not measure"),
+    (STUDENT[:2] + [{"stage": "dpo", "gate": {"reward_accuracy": 90}}], "stages.2.gate.reward_accuracy", "90 % is 0.9"),
+    (changed(1, gate={"eval_loss": 3}, config={"eval_interval": 0}), "stages.1.gate.eval_loss", "evaluates nothing"),
+    (changed(1, title="two\nlines"), "stages.1.title", "one line"),
+    (changed(1, title="x" * 61), "stages.1.title", "60"),
+    (changed(1, config={"starter": "dialogues"}), "stages.1.config.starter", "learns from: text"),
+])
+def test_what_cannot_be_in_a_line_is_said_at_its_place(api: Api, stages: list, field: str, word: str) -> None:
+    said = problems(api.post("/pipelines", {"name": "x", "stages": stages}))
+    assert list(said) == [field] and word in said[field], said
+
+
+def test_a_student_with_new_weights_takes_the_vocabulary_of_its_teacher(api: Api) -> None:
+    line = new_line(api, [STUDENT[1], {**STUDENT[3], "from_stage": -1, "teacher_stage": 0}])
+    end(line["runs"][0]["id"], "starting", "running", "completed")
+    student = api.get(f"/pipelines/{line['id']}").json()["runs"][1]
+    assert student["base_checkpoint_id"] is None and student["tokenizer_id"] is None
+    assert student["teacher_checkpoint_id"]
+
+
+def test_a_dataset_and_a_part_of_the_starter_corpus_are_one_too_many(api: Api) -> None:
+    said = problems(api.post("/pipelines", {"name": "x", "stages": [
+        {"stage": "pretrain", "dataset_id": add_dataset(), "config": {"starter": "text"}}]}))
+    assert list(said) == ["stages.0.config.starter"]
+
+
+def test_the_page_shows_what_the_gates_saw(api: Api) -> None:
+    line = new_line(api, [{**STAGES[0], "gate": {"eval_loss": 3.5}}, {"stage": "dpo", "config": {"max_steps": 3},
+                                                                     "gate": {"reward_accuracy": 0.9}}])
+    browser = api.browser()
+
+    def said() -> str:
+        return " ".join(re.sub(r"<[^>]+>", " ", browser.get(f"/pipelines/{line['id']}").text).split())
+
+    assert "goes on only if eval_loss ≤ 3.5" in said() and "it is" not in said()
+    end(line["runs"][0]["id"], "starting", "running", "completed", eval_loss=3.25)
+    assert "eval_loss ≤ 3.5 it is 3.25" in said() and "reward_accuracy ≥ 0.9" in said()
+    seen = api.get(f"/pipelines/{line['id']}").json()
+    assert seen["measured"] == [{"eval_loss": 3.25}, {}] == api.get("/pipelines").json()["items"][0]["measured"]
+    second = seen["runs"][1]["id"]
+    end(second, "starting", "running", "completed")
+    assert "reward_accuracy ≥ 0.9 not measured" in said()
+    api.post(f"/pipelines/{line['id']}/resume")
+    assert "1 earlier try" in said() and said().count("earlier try") == 1
+
+
 def test_wishes(api: Api) -> None:
     id = new_line(api)["id"]
 
@@ -122,3 +218,14 @@ def test_wishes(api: Api) -> None:
     told = api.get(f"/pipelines/{id}/events").json()["items"]
     assert [e["seq"] for e in told] == list(range(1, len(told) + 1))
     assert [e["data"]["state"] for e in told if e["type"] == "state"] == ["running", "paused", "running", "cancelled"]
+
+
+def test_a_line_that_failed_can_be_given_up_and_its_runs_deleted(api: Api) -> None:
+    line = new_line(api, [{"stage": "pretrain", "config": {"max_steps": 5}}])
+    run_id = line["runs"][0]["id"]
+    end(run_id, "starting", "running", "failed")
+    assert api.http.delete(f"/api/v1/runs/{run_id}").status_code == 409
+    answer = api.post(f"/pipelines/{line['id']}/cancel")
+    assert (answer.status_code, answer.json()["state"]) == (202, "cancelled")
+    assert api.post(f"/pipelines/{line['id']}/resume").status_code == 409
+    assert api.http.delete(f"/api/v1/runs/{run_id}").status_code == 204

@@ -32,24 +32,33 @@ def line(database):
     return make
 
 
-def finish(state: str = "completed", *, eval_loss: float | None = None, error: dict | None = None) -> None:
-    """Claim the one queued run and bring it to ``state`` with a checkpoint."""
+def finish(state: str = "completed", *, eval_loss: float | None = None, error: dict | None = None,
+           evaluations: list[dict] | None = None, leaves: bool = True) -> str:
+    """Claim the one queued run and bring it to ``state``, with a checkpoint if it ``leaves`` one; its id."""
     with db.transaction() as session:
         claim = queue.claim_run(session, HOST)
         run = session.get(Run, claim.run_id)
         states.move(session, run, "running")
-        made = get_settings().data_dir / run.id
-        made.mkdir()
-        if run.stage == "tokenizer":
-            session.add(TokenizerRow(id=run.id, name="t", user_id="local", state="ready", path=str(made), source={},
-                                     created_at=0))
-        else:
-            write_json(made / "manifest.json", {"version": 1})
-            session.add(Checkpoint(id=f"c-{run.id}", run_id=run.id, attempt=1, stage=run.stage, step=5, tokens=1,
-                                   bytes=1, loss=1.0, eval_loss=eval_loss, path=str(made), state="ready",
-                                   created_at=0))
+        for step, data in enumerate(evaluations or []):
+            states.append_event(session, f"run:{run.id}", "eval", step=step, data=data)
+        if leaves:
+            leave_checkpoint(session, run, eval_loss)
         session.flush()
         states.move(session, run, state, error=error)
+        return run.id
+
+
+def leave_checkpoint(session: db.Session, run: Run, eval_loss: float | None = None) -> None:
+    made = get_settings().data_dir / run.id
+    made.mkdir()
+    if run.stage == "tokenizer":
+        session.add(TokenizerRow(id=run.id, name="t", user_id="local", state="ready", path=str(made), source={},
+                                 created_at=0))
+    else:
+        write_json(made / "manifest.json", {"version": 1})
+        session.add(Checkpoint(id=f"c-{run.id}", run_id=run.id, attempt=1, stage=run.stage, step=5, tokens=1, bytes=1,
+                               loss=1.0, eval_loss=eval_loss, path=str(made), state="ready", created_at=0))
+    session.flush()
 
 
 def look(pipeline_id: str) -> tuple[str, list[Run]]:
@@ -116,6 +125,101 @@ def test_a_gate_stops_the_line_and_resume_trains_on_top(line):
     assert [r.stage for r in look(pipeline_id)[1]] == ["pretrain", "pretrain", "sft"]
 
 
+def test_a_try_that_fails_behind_a_gate_loses_nothing_of_the_one_below(line):
+    pipeline_id = line([{"stage": "pretrain", "config": {}}, {"stage": "sft", "config": {}, "gate": {"eval_loss": 2}}])
+
+    def resume() -> str | None:
+        with db.transaction() as session:
+            lines.request_resume_line(session, session.get(Pipeline, pipeline_id))
+        return look(pipeline_id)[1][-1].base_checkpoint_id
+
+    finish()
+    first = finish(eval_loss=3.0)
+    assert resume() == f"c-{first}"
+    second = finish("failed", error={"class": "OOM", "message": "no", "hint": None})
+    assert resume() == f"c-{first}" and second != first
+    finish(eval_loss=1.0)
+    assert look(pipeline_id)[0] == "completed"
+
+
+def test_a_number_that_nobody_measured_stops_the_line_and_says_so(line):
+    pipeline_id = line([{"stage": "pretrain", "config": {}, "gate": {"eval_loss": 2}}, {"stage": "sft", "config": {}}])
+    finish(eval_loss=None)
+    with db.reading() as session:
+        error = session.get(Pipeline, pipeline_id).error
+    assert "eval_loss is unknown" in error["message"] and "Nobody measured it" in error["hint"]
+
+
+STUDENT = [{"stage": "tokenizer", "config": {}},
+           {"stage": "pretrain", "config": {}, "title": "Teacher"},
+           {"stage": "sft", "config": {}},
+           {"stage": "pretrain", "config": {}, "from_stage": -1},
+           {"stage": "distill", "config": {}, "teacher_stage": 2},
+           {"stage": "sft", "config": {}, "from_stage": 2}]
+
+
+def test_a_stage_starts_from_what_it_names_and_new_weights_share_the_vocabulary(line):
+    pipeline_id = line(STUDENT)
+    for _ in STUDENT:
+        finish()
+    state, runs = look(pipeline_id)
+    assert state == "completed"
+    vocabulary, teacher, taught, student, distilled, other = runs
+    made = [None, *(f"c-{run.id}" for run in runs[1:])]
+    assert [run.base_checkpoint_id for run in runs] == [None, None, made[1], None, made[3], made[2]]
+    assert [run.teacher_checkpoint_id for run in runs] == [None, None, None, None, made[2], None]
+    assert [run.tokenizer_id for run in runs] == [None, vocabulary.id, None, vocabulary.id, None, None]
+    assert [run.name for run in runs[:3]] == ["line: tokenizer", "line: Teacher", "line: sft"]
+
+
+def test_a_stage_that_is_tried_again_stands_on_the_same(line):
+    pipeline_id = line(STUDENT)
+    for _ in range(4):
+        finish()
+    finish("failed", error={"class": "DATA", "message": "bad", "hint": None})
+    with db.transaction() as session:
+        lines.request_resume_line(session, session.get(Pipeline, pipeline_id))
+    runs = look(pipeline_id)[1]
+    first, again = runs[-2:]
+    assert again.base_checkpoint_id == first.base_checkpoint_id == f"c-{runs[3].id}"
+    assert again.teacher_checkpoint_id == first.teacher_checkpoint_id == f"c-{runs[2].id}"
+    assert (first.pipeline_position, again.pipeline_position) == (None, 4)
+
+
+def test_a_gate_of_an_evaluation_asks_for_enough_and_tells_what_it_saw(line):
+    pipeline_id = line([{"stage": "sft", "config": {}}, {"stage": "dpo", "config": {},
+                                                          "gate": {"reward_accuracy": 0.9, "eval_loss": 1.0}}])
+    finish()
+    seen = [{"eval_loss": 0.7, "eval_reward_accuracy": 0.95}, {"eval_loss": 0.5, "eval_reward_accuracy": 0.85}]
+    first = finish(eval_loss=0.5, evaluations=seen)
+    with db.transaction() as session:
+        pipeline = session.get(Pipeline, pipeline_id)
+        assert pipeline.state == "paused"
+        assert "reward_accuracy is 0.85, asked for at least 0.9" in pipeline.error["message"]
+        assert lines.measured(session, session.get(Run, first), "reward_accuracy") == 0.85
+        lines.request_resume_line(session, pipeline)
+    assert look(pipeline_id)[1][-1].base_checkpoint_id == f"c-{first}"
+    finish(eval_loss=0.5, evaluations=[{"eval_loss": 0.5, "eval_reward_accuracy": 0.9}])
+    assert look(pipeline_id)[0] == "completed"
+
+
+@pytest.mark.parametrize("seen", [[], [{"eval_loss": 0.5}], [{"eval_reward_accuracy": None}]])
+def test_what_was_not_measured_passes_no_gate(line, seen):
+    pipeline_id = line([{"stage": "dpo", "config": {}, "gate": {"reward_accuracy": 0.0}}])
+    finish(evaluations=seen)
+    assert look(pipeline_id)[0] == "paused"
+
+
+def test_a_line_does_not_go_on_from_nothing(line):
+    """Without the weights it was to start from, a stage would begin with random ones and nobody would notice."""
+    pipeline_id = line(STAGES[1:])
+    finish(leaves=False)
+    with db.reading() as session:
+        pipeline = session.get(Pipeline, pipeline_id)
+        assert pipeline.state == "failed" and "no usable checkpoint" in pipeline.error["message"]
+    assert [run.state for run in look(pipeline_id)[1]] == ["completed"]
+
+
 def test_pause_resume_and_cancel_reach_the_live_run(line):
     pipeline_id = line()
     with db.transaction() as session:
@@ -175,6 +279,7 @@ def test_a_wish_that_meets_the_end_of_a_stage_finds_the_next_run(line, wish, sta
 
     def complete() -> None:
         with db.transaction() as session:
+            leave_checkpoint(session, session.get(Run, claim.run_id))
             states.move(session, session.get(Run, claim.run_id), "completed")
             held.set()
             time.sleep(0.5)
@@ -192,3 +297,23 @@ def test_a_wish_that_meets_the_end_of_a_stage_finds_the_next_run(line, wish, sta
         thread.join(30)
     _, (first, second) = look(pipeline_id)
     assert wished and (first.state, second.state) == ("completed", state)
+
+
+def test_a_line_whose_next_stage_lacked_its_teacher_makes_that_one_when_it_is_back(line):
+    """The stage that is done is not trained once more for it."""
+    pipeline_id = line(STUDENT)
+    ids = [finish() for _ in STUDENT[:3]]
+    with db.transaction() as session:
+        session.get(Checkpoint, f"c-{ids[2]}").state = "deleted"
+    finish()
+    state, runs = look(pipeline_id)
+    assert state == "failed" and len(runs) == 4
+    with pytest.raises(Conflict, match="has no usable checkpoint"), db.transaction() as session:
+        lines.request_resume_line(session, session.get(Pipeline, pipeline_id))
+    assert look(pipeline_id)[0] == "failed"
+    with db.transaction() as session:
+        session.get(Checkpoint, f"c-{ids[2]}").state = "ready"
+        lines.request_resume_line(session, session.get(Pipeline, pipeline_id))
+    state, runs = look(pipeline_id)
+    assert (state, runs[-1].stage, runs[-1].pipeline_position) == ("running", "distill", 4)
+    assert runs[-1].teacher_checkpoint_id == f"c-{ids[2]}" and len(runs) == 5
