@@ -17,104 +17,24 @@ import secrets
 import signal
 import threading
 import time
-from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app.core import damage
 from app.core import inference as protocol
 from app.core.inference import GenerationRequest, Keys, Reply
 from app.core.logging import get_logger, setup
 from app.core.settings import Settings, get_settings
-from minimind.errors import CheckpointError, MiniMindError
+from minimind.errors import MiniMindError
 from minimind.lifeline import die_as_told
-
-if TYPE_CHECKING:
-    from minimind.engine import Engine
+from worker.engines import EngineCache, memory_for_engines
 
 log = get_logger(__name__)
 
 BrokerError = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError)
-
-
-def cores_for_inference() -> int:
-    """Half of the cores: a training on the same machine keeps the other half."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, usable // 2)
-
-
-def memory_for_engines() -> int:
-    """Bytes of weights kept in memory: an eighth of the machine's memory, 8 GB at most."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(total // 8, 8 * 2**30)
-
-
-class EngineCache:
-    """Engines by checkpoint directory; the least recently used goes first. One alone may exceed ``max_bytes``."""
-
-    def __init__(self, device: str, max_engines: int, max_bytes: int):
-        self.device, self.max_engines, self.max_bytes = device, max_engines, max_bytes
-        self._engines: OrderedDict[tuple[str, int], tuple[Engine, int]] = OrderedDict()
-
-    def has(self, path: Path) -> bool:
-        return self._key(path) in self._engines
-
-    def get(self, path: Path) -> Engine:
-        """The engine of a checkpoint, loaded if needed. Raises ``CheckpointError``."""
-        key = self._key(path)
-        if key not in self._engines:
-            self._make_room(_weight_bytes(path))
-            engine = _load_engine(path, self.device)
-            self._engines[key] = engine, engine.num_bytes()
-            log.info("model_loaded", checkpoint=str(path), bytes=engine.num_bytes())
-        self._engines.move_to_end(key)
-        return self._engines[key][0]
-
-    def _make_room(self, num_bytes: int) -> None:
-        while self._engines and (len(self._engines) >= self.max_engines
-                                 or sum(size for _, size in self._engines.values()) + num_bytes > self.max_bytes):
-            (path, _), _ = self._engines.popitem(last=False)
-            log.info("model_dropped", checkpoint=path)
-
-    @staticmethod
-    def _key(path: Path) -> tuple[str, int]:
-        """A manifest is written last and never changed: its time tells a rebuilt directory from the old one."""
-        try:
-            return str(path), (path / "manifest.json").stat().st_mtime_ns
-        except OSError as error:
-            raise CheckpointError(f"The checkpoint {path.name} is not on this machine's disk any more.",
-                                  hint="Choose another checkpoint of the run.") from error
-
-
-def _weight_bytes(path: Path) -> int:
-    try:
-        return (path / "model.safetensors").stat().st_size
-    except OSError:
-        return 0
-
-
-def _load_engine(path: Path, device: str) -> Engine:
-    import torch  # seconds to import: only the first request waits for it
-
-    from minimind.engine import Engine
-
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(cores_for_inference())
-    try:
-        return Engine.from_checkpoint(path, device)
-    except MiniMindError as error:
-        damage.look_at_path(path)  # damaged ones are offered to nobody any more
-        # a path is no business of whoever chats
-        text = error.message.replace(f"{path}/", "").replace(str(path), path.name)
-        raise CheckpointError(text, hint=error.hint) from error
-    except Exception as error:
-        log.exception("model_not_loaded", checkpoint=str(path))
-        raise CheckpointError(f"The checkpoint {path.name} cannot be loaded: {type(error).__name__}.",
-                              hint="It is damaged or not a MiniMind model; choose another one.") from error
 
 
 class ReplyChannel:
@@ -241,11 +161,11 @@ class InferenceProcess:
                                f"({type(error).__name__}); its log has the details."))
 
     def _generate(self, request: GenerationRequest, channel: ReplyChannel) -> None:
-        path = Path(request.checkpoint)
-        if not self.engines.has(path):
+        path, adapter = Path(request.checkpoint), request.adapter and Path(request.adapter)
+        if not self.engines.has(path, adapter):
             self.state = "loading"
             channel.send(Reply(type="loading"))
-        engine = self.engines.get(path)
+        engine = self.engines.get(path, adapter)
         self.state = "generating"
 
         from minimind.engine import SamplingParams

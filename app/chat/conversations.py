@@ -38,9 +38,10 @@ def get(session: Session, user_id: str, id: str, *, lock: bool = False) -> Conve
 def create(session: Session, user_id: str, asked: ConversationCreate) -> Conversation:
     at = now(session)
     row = Conversation(id=new_id(), user_id=user_id, title=asked.title or title_of(asked.messages),
-                       checkpoint_id=asked.checkpoint_id, version=1, message_count=len(asked.messages),
-                       created_at=at, updated_at=at, sampling=asked.sampling.model_dump(exclude_none=True),
-                       system=asked.system, messages=stored(asked.messages))
+                       checkpoint_id=asked.checkpoint_id, adapter_checkpoint_id=asked.adapter_checkpoint_id,
+                       version=1, message_count=len(asked.messages), created_at=at, updated_at=at,
+                       sampling=asked.sampling.model_dump(exclude_none=True), system=asked.system,
+                       messages=stored(asked.messages))
     session.add(row)
     session.flush()
     return row
@@ -65,9 +66,9 @@ def change(session: Session, user_id: str, id: str, changes: ConversationPatch) 
 
 
 def _columns(changes: ConversationPatch, row: Conversation) -> dict[str, Any]:
-    """The new values of ``row``. Null means: no checkpoint, a title from the messages, else unchanged."""
+    """The new values of ``row``. Null means: no checkpoint, no adapter, a title from the messages, else unchanged."""
     given = {name: getattr(changes, name) for name in changes.model_fields_set - {"version"}}
-    columns = {name: given[name] for name in ("title", "checkpoint_id") if name in given}
+    columns = {name: given[name] for name in ("title", "checkpoint_id", "adapter_checkpoint_id") if name in given}
     if given.get("system") is not None:
         columns["system"] = given["system"]
     if given.get("sampling") is not None:

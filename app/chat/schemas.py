@@ -57,12 +57,13 @@ class Usage(RequestBody):
 
 
 class Message(RequestBody):
-    """One turn; an assistant's also says how it ended and which checkpoint spoke."""
+    """One turn; an assistant's also says how it ended and which checkpoint spoke, with which one's adapter."""
 
     role: Literal["user", "assistant", "system"]
     content: Said
     finish_reason: Literal["stop", "length", "cancelled", "error"] | None = None
     checkpoint_id: CheckpointId | None = None
+    adapter_checkpoint_id: CheckpointId | None = None
     usage: Usage | None = None
     created_at: Moment | None = None
 
@@ -96,6 +97,7 @@ class ConversationCreate(RequestBody):
 
     title: Name | None = None
     checkpoint_id: CheckpointId | None = None
+    adapter_checkpoint_id: CheckpointId | None = None
     system: Said = ""
     sampling: SamplingChoice = SamplingChoice()
     messages: Messages = []
@@ -106,6 +108,8 @@ class ConversationPatch(RequestBody):
 
     title: Name | None = Field(None, description="null: take it from the first user message again.")
     checkpoint_id: CheckpointId | None = None
+    adapter_checkpoint_id: CheckpointId | None = Field(None, description="Its adapter is laid over the checkpoint; "
+                                                                         "null: none is.")
     system: Said | None = None
     sampling: SamplingChoice | None = None
     messages: Messages | None = None
@@ -118,6 +122,7 @@ class ConversationItem(BaseModel):
     id: str
     title: str
     checkpoint_id: str | None
+    adapter_checkpoint_id: str | None
     message_count: int
     version: int
     created_at: str
@@ -142,5 +147,6 @@ class ConversationOut(ConversationItem):
 
 
 def _facts(row: Conversation) -> dict[str, Any]:
-    plain = {name: getattr(row, name) for name in ("id", "title", "checkpoint_id", "message_count", "version")}
+    plain = {name: getattr(row, name) for name in (
+        "id", "title", "checkpoint_id", "adapter_checkpoint_id", "message_count", "version")}
     return plain | {name: rfc3339(getattr(row, name)) for name in ("created_at", "updated_at")}

@@ -82,15 +82,15 @@ class InferenceClient:
             return None
         return json.loads(raw) if raw else None
 
-    async def replies(self, checkpoint: str, *, messages: Sequence[dict[str, Any]] | None = None,
-                      prompt: str | None = None, open_thinking: bool = False,
-                      sampling: Sampling | None = None) -> AsyncGenerator[Reply, None]:
+    async def replies(self, checkpoint: str, *, adapter: str | None = None,
+                      messages: Sequence[dict[str, Any]] | None = None, prompt: str | None = None,
+                      open_thinking: bool = False, sampling: Sampling | None = None) -> AsyncGenerator[Reply, None]:
         """Yield ``accepted``, maybe ``loading``, ``started``, ``delta``..., ``done``; raises ``InferenceError``.
 
-        ``checkpoint`` is an absolute directory from the database. Closing the generator, or cancelling the task
-        that reads it, ends the generation within a token.
+        ``checkpoint`` is an absolute directory from the database; so is ``adapter``, whose adapter is laid over it.
+        Closing the generator, or cancelling the task that reads it, ends the generation within a token.
         """
-        request = GenerationRequest(id=secrets.token_urlsafe(16), checkpoint=checkpoint, prompt=prompt,
+        request = GenerationRequest(id=secrets.token_urlsafe(16), checkpoint=checkpoint, adapter=adapter, prompt=prompt,
                                     messages=list(messages) if messages is not None else None,
                                     open_thinking=open_thinking, sampling=sampling or Sampling())
         try:

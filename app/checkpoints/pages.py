@@ -8,15 +8,17 @@ from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import select
 
 from app.auth.deps import User
-from app.checkpoints import queries
+from app.checkpoints import adapters, queries
 from app.checkpoints.schemas import CheckpointOut
-from app.core.db import reading
-from app.core.models import Checkpoint, Run
+from app.core.db import Session, reading
+from app.core.models import Checkpoint, Run, TokenizerRow
 from app.core.rest import Paging, find, is_id
 from app.rendering import page
 
 router = APIRouter(include_in_schema=False)
 CHECKPOINTS_SHOWN = 50
+#: models and tokenizers that an import may stand on: the newest of each
+OFFERED = 200
 
 
 @router.get("/checkpoints")
@@ -33,6 +35,18 @@ def checkpoints_page(request: Request, user: User, stage: Annotated[str, Query(m
         run = find(session, Run, run_id)
         stages = list(session.scalars(select(Checkpoint.stage).where(Checkpoint.state.in_(queries.SHOWN)).distinct()
                                       .order_by(Checkpoint.stage)))
+        offered = _offered(session) if part != "rows" else {}
     template = "pages/checkpoints_rows.html" if part == "rows" else "pages/checkpoints.html"
     return page(request, template, checkpoints=checkpoints, next_cursor=following, stage=stage, stages=stages,
-                run_id=run_id, run_name=run.name if run else None, cursor=cursor)
+                run_id=run_id, run_name=run.name if run else None, cursor=cursor, **offered)
+
+
+def _offered(session: Session) -> dict[str, list]:
+    """What the dialog of an import lets choose."""
+    bases = session.execute(select(Checkpoint.id, Checkpoint.step, Checkpoint.stage, Run.name).join(
+        Run, Run.id == Checkpoint.run_id).where(Checkpoint.state == "ready", Checkpoint.stage != adapters.STAGE)
+        .order_by(Checkpoint.created_at.desc(), Checkpoint.step.desc()).limit(OFFERED))
+    tokenizers = session.execute(select(TokenizerRow.id, TokenizerRow.name, TokenizerRow.vocab_size)
+                                 .where(TokenizerRow.state == "ready").order_by(TokenizerRow.created_at.desc())
+                                 .limit(OFFERED))
+    return {"bases": list(bases), "tokenizers": list(tokenizers)}

@@ -49,15 +49,15 @@ def get_model(model_id: str) -> dict[str, Any]:
 @router.post("/chat/completions")
 async def chat_completions(request: Request, client: InferenceClient = Depends(inference_client)) -> Response:
     wanted = parse(ChatRequest, await _json_body(request))
-    checkpoint = await run_in_threadpool(service.find_checkpoint, wanted.model)
-    return await _answer(request, service.ChatCompletion(client, wanted, checkpoint.path))
+    model = await run_in_threadpool(service.find_model, wanted.model)
+    return await _answer(request, service.ChatCompletion(client, wanted, model))
 
 
 @router.post("/completions")
 async def completions(request: Request, client: InferenceClient = Depends(inference_client)) -> Response:
     wanted = parse(CompletionRequest, await _json_body(request))
-    checkpoint = await run_in_threadpool(service.find_checkpoint, wanted.model)
-    return await _answer(request, service.TextCompletion(client, wanted, checkpoint.path))
+    model = await run_in_threadpool(service.find_model, wanted.model)
+    return await _answer(request, service.TextCompletion(client, wanted, model))
 
 
 @router.api_route("/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)

@@ -7,11 +7,13 @@ import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select
 
 from app.chat.service import InferenceClient, InferenceError
+from app.checkpoints.adapters import misfit
 from app.core.db import reading
 from app.core.errors import AppError, answer
 from app.core.inference import Reply
@@ -22,18 +24,48 @@ from app.openai.schemas import ChatRequest, CompletionRequest, SamplingFields
 OWNER = "minimind-studio"
 #: checkpoints that ``/v1/models`` names, newest first: clients show the whole list in a menu
 MAX_LISTED = 1000
+#: between a model and the checkpoint whose adapter is laid over it
+PLUS = "+"
+
+
+@dataclass(frozen=True)
+class Model:
+    """Who answers: a checkpoint (one of the stage lora with its own base), maybe with another one's adapter over it."""
+
+    checkpoint: Checkpoint
+    adapter: Checkpoint | None = None
+
+    @property
+    def places(self) -> dict[str, str | None]:
+        """As ``InferenceClient.replies`` wants them."""
+        return {"checkpoint": self.checkpoint.path, "adapter": self.adapter.path if self.adapter else None}
 
 
 def list_models() -> list[dict[str, Any]]:
     with reading() as session:
         rows = session.scalars(select(Checkpoint).where(Checkpoint.state == "ready")
                                .order_by(Checkpoint.created_at.desc(), Checkpoint.step.desc()).limit(MAX_LISTED))
-        return [_model_object(row.id, row) for row in rows]
+        return [_model_object(row.id, Model(row)) for row in rows]
 
 
 def get_model(model_id: str) -> dict[str, Any]:
-    """Raises ``AppError`` 404."""
-    return _model_object(model_id, find_checkpoint(model_id))
+    """Raises ``AppError`` as ``find_model``."""
+    return _model_object(model_id, find_model(model_id))
+
+
+def find_model(model_id: str) -> Model:
+    """``ID``, or ``BASE+ADAPTER``: the adapter of one checkpoint over another. Raises ``AppError``: 404 where one is
+    not there, 400 where they do not go together."""
+    base, plus, adapter = model_id.partition(PLUS)
+    if not plus:
+        return Model(find_checkpoint(model_id))
+    if PLUS in adapter:
+        raise AppError(400, "invalid_value", "One adapter can be laid over a model: BASE+ADAPTER.", "model")
+    model = Model(find_checkpoint(base), find_checkpoint(adapter))
+    problem = misfit(model.checkpoint, model.adapter)
+    if problem is not None:
+        raise AppError(400, "adapter_misfit", problem, "model")
+    return model
 
 
 def find_checkpoint(model_id: str) -> Checkpoint:
@@ -59,9 +91,11 @@ def find_checkpoint(model_id: str) -> Checkpoint:
     raise AppError(404, "model_not_found", reason, "model")
 
 
-def _model_object(model_id: str, row: Checkpoint) -> dict[str, Any]:
+def _model_object(model_id: str, model: Model) -> dict[str, Any]:
+    row = model.checkpoint
     return {"id": model_id, "object": "model", "created": int(row.created_at), "owned_by": OWNER,
-            "checkpoint": row.id, "run": row.run_id, "stage": row.stage, "step": row.step}
+            "checkpoint": row.id, "run": row.run_id, "stage": row.stage, "step": row.step,
+            "adapter": model.adapter.id if model.adapter else None}
 
 
 class Completion(abc.ABC):
@@ -139,9 +173,9 @@ class ChatCompletion(Completion):
 
     id_prefix, object_name, chunk_name = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, client: InferenceClient, request: ChatRequest, checkpoint_path: str):
+    def __init__(self, client: InferenceClient, request: ChatRequest, model: Model):
         super().__init__(request, client.replies(
-            checkpoint_path, messages=[m.for_template() for m in request.messages],
+            **model.places, messages=[m.for_template() for m in request.messages],
             open_thinking=request.open_thinking(), sampling=request.sampling()))
 
     def choice(self, text: str, finish_reason: str | None) -> dict[str, Any]:
@@ -161,8 +195,8 @@ class TextCompletion(Completion):
 
     id_prefix, object_name, chunk_name = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, client: InferenceClient, request: CompletionRequest, checkpoint_path: str):
-        super().__init__(request, client.replies(checkpoint_path, prompt=request.prompt, sampling=request.sampling()))
+    def __init__(self, client: InferenceClient, request: CompletionRequest, model: Model):
+        super().__init__(request, client.replies(**model.places, prompt=request.prompt, sampling=request.sampling()))
 
     def choice(self, text: str, finish_reason: str | None) -> dict[str, Any]:
         return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}

@@ -20,10 +20,11 @@ import pytest
 from app.core.db import engine_for, session_factory, transaction
 from app.core.inference import MAX_WAITING
 from app.core.models import LOCAL_ADMIN_ID, Checkpoint, Run
-from tests.inference_rig import ROOT, make_checkpoint, running_broker, running_inference, wait_for
+from tests.inference_rig import ROOT, make_adapter, make_checkpoint, running_broker, running_inference, wait_for
 
 HELLO = [{"role": "user", "content": "Where is the lamp?"}]
 OLD, NEW, DELETED, LOST = "ckptold", "ckptnew", "ckptgone", "ckptlost"
+ADAPTER, WIDE = "ckptlora", "ckptwide"
 
 
 @dataclass
@@ -85,12 +86,21 @@ def fill(database: str, new: Path, old: Path) -> None:
             at = step if checkpoint_id != LOST else -1
             session.add(Checkpoint(id=checkpoint_id, run_id="runfull", attempt=1, stage="sft", step=10 * (at + 2),
                                    tokens=1, bytes=1, path=str(path), state=state, created_at=1e9 + at))
+        directory = new.parent / "runs" / "runlora"
+        session.add(Run(id="runlora", name="runlora", user_id=LOCAL_ADMIN_ID, stage="lora", config={}, devices="auto",
+                        state="completed", created_at=1e9, updated_at=1e9, ended_at=1e9))
+        session.flush()
+        for checkpoint_id, run_id, stage, path in (
+                (ADAPTER, "runlora", "lora", make_adapter(directory, new, seed=3)),
+                (WIDE, "runfull", "sft", make_checkpoint(new.parent / "wide", seed=4, hidden_size=64))):
+            session.add(Checkpoint(id=checkpoint_id, run_id=run_id, attempt=0, stage=stage, step=0, tokens=1, bytes=1,
+                                   path=str(path), state="ready", created_at=1e9 - len(checkpoint_id) - len(stage)))
     engine_for(database).dispose()
 
 
 def test_models_are_the_checkpoints_newest_first(studio: Studio) -> None:
     with studio.client() as client:
-        assert [m.id for m in client.models.list()] == [NEW, OLD, LOST]
+        assert [m.id for m in client.models.list()] == [NEW, OLD, LOST, WIDE, ADAPTER]
         model = client.models.retrieve(NEW)
         assert (model.id, model.object, model.owned_by) == (NEW, "model", "minimind-studio")
         assert client.models.retrieve("runfull").checkpoint == NEW, "a run means its latest checkpoint"
@@ -275,3 +285,35 @@ def test_an_away_model_server_is_a_503_with_retry_after(studio: Studio) -> None:
     assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0
     assert answer.json()["error"]["type"] == "server_error"
     assert studio.post("/v1/chat/completions", {"model": NEW, "messages": HELLO, "max_tokens": 1}).status_code == 200
+
+
+def test_an_adapter_alone_and_over_another_model(studio: Studio) -> None:
+    options = {"messages": HELLO, "temperature": 0, "max_tokens": 12}
+    with studio.client() as client:
+        def text(model: str) -> str:
+            return client.chat.completions.create(model=model, **options).choices[0].message.content
+
+        assert text(ADAPTER) == text(f"{NEW}+{ADAPTER}") == text("runfull+runlora") != text(NEW)
+        assert text(f"{OLD}+{ADAPTER}") not in (text(OLD), text(ADAPTER))
+        chunks = client.chat.completions.create(model=f"{OLD}+{ADAPTER}", **options, stream=True)
+        assert "".join(c.choices[0].delta.content or "" for c in chunks) == text(f"{OLD}+{ADAPTER}")
+        assert client.completions.create(model=f"{OLD}+{ADAPTER}", prompt="The lamp").choices[0].text
+        model = client.models.retrieve(f"{OLD}+{ADAPTER}")
+        assert (model.id, model.checkpoint, model.adapter) == (f"{OLD}+{ADAPTER}", OLD, ADAPTER)
+        assert client.models.retrieve(ADAPTER).adapter is None
+
+
+@pytest.mark.parametrize("model, status, code, said", [
+    (f"{WIDE}+{ADAPTER}", 400, "adapter_misfit", "trained on a model with 32 channels, and this one has 64"),
+    (f"{NEW}+{OLD}", 400, "adapter_misfit", f"{OLD} is a whole model and no adapter"),
+    (f"{NEW}+{ADAPTER}+{ADAPTER}", 400, "invalid_value", "One adapter"),
+    (f"{NEW}+", 404, "model_not_found", "no checkpoint or run"),
+    (f"+{ADAPTER}", 404, "model_not_found", "no checkpoint or run"),
+    (f"{NEW}+{DELETED}", 404, "model_not_found", "is deleted"),
+    (f"{NEW}+../x", 404, "model_not_found", "no checkpoint or run"),
+])
+def test_what_does_not_go_together_is_said(studio: Studio, model: str, status: int, code: str, said: str) -> None:
+    answer = studio.post("/v1/chat/completions", {"model": model, "messages": HELLO})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (status, code, "model")
+    assert said in error["message"] and set(error) == {"message", "type", "param", "code"}

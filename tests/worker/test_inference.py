@@ -15,7 +15,15 @@ import pytest
 from app.chat.service import InferenceClient, InferenceError
 from app.core import inference as protocol
 from app.core.inference import GenerationRequest, Keys, Reply, Sampling
-from tests.inference_rig import Broker, InferenceServer, make_checkpoint, running_broker, running_inference, wait_for
+from tests.inference_rig import (
+    Broker,
+    InferenceServer,
+    make_adapter,
+    make_checkpoint,
+    running_broker,
+    running_inference,
+    wait_for,
+)
 
 KEYS = Keys()
 HELLO = [{"role": "user", "content": "Where is the lamp?"}]
@@ -245,3 +253,55 @@ def test_it_is_there_before_torch_is_loaded(tmp_path: Path) -> None:
             assert time.monotonic() - began < 20
             assert status(broker)["pid"] == server.process.pid and status(broker)["state"] == "ready"
             assert "torch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
+
+
+# -- adapters -----------------------------------------------------------------------------------------------------
+
+
+def merged_text(base: Path, adapter: Path) -> str:
+    """What base and adapter say as one model, its matrices written out by another way of the core."""
+    from minimind.engine import Engine, SamplingParams
+
+    engine = Engine.from_checkpoint(base, "cpu", adapter)
+    return engine.generate(engine.encode_chat(HELLO), SamplingParams(temperature=0, max_tokens=12)).text
+
+
+def test_an_adapter_over_its_own_base_and_over_another(checkpoint: Path, tmp_path: Path) -> None:
+    """Its own base is the copy that its run keeps; one model in memory serves both ways and every adapter over it."""
+    first, second = (make_adapter(tmp_path / f"run{seed}", checkpoint, seed=seed) for seed in (1, 2))
+    other = make_checkpoint(tmp_path / "other", seed=7)
+    expected = {(c, a): merged_text(c, a) for c in (checkpoint, other) for a in (first, second)}
+    with running_broker() as broker, running_inference(broker.url, tmp_path, STUDIO_INFERENCE_MODELS="1") as server:
+        def text(path: Path, adapter: Path | None = None, *, loads: bool = False) -> str:
+            replies = ask(broker, path, adapter=adapter and str(adapter))
+            assert ("loading" in [r.type for r in replies]) == loads
+            return "".join(r.text for r in replies)
+
+        plain = text(checkpoint, loads=True)
+        assert text(first) == text(checkpoint, first) == expected[checkpoint, first]
+        assert text(second) == expected[checkpoint, second]
+        assert text(checkpoint) == plain, "the base is not changed by what lies over it"
+        assert text(other, second, loads=True) == expected[other, second]
+        assert text(second, loads=True) == expected[checkpoint, second], "the copy that its run keeps"
+        assert text(first) == expected[checkpoint, first], "the same model below"
+        assert text(first, second, loads=True) == merged_text(first, second), "a model with an adapter is a base too"
+        assert len({plain, *expected.values()}) == 5
+        assert server.process.poll() is None
+
+
+def test_what_does_not_go_together_is_a_sentence(broker: Broker, server: InferenceServer, checkpoint: Path,
+                                                 tmp_path: Path) -> None:
+    adapter = make_adapter(tmp_path / "run", checkpoint, seed=1)
+    wide = make_checkpoint(tmp_path / "wide", seed=3, hidden_size=64)
+    for path, over, said in ((wide, adapter, "has the shape"), (checkpoint, wide, "is a whole model"),
+                             (checkpoint, tmp_path / "nothing", "not on this machine's disk")):
+        with pytest.raises(InferenceError, match=said) as raised:
+            ask(broker, path, adapter=str(over))
+        assert raised.value.kind == "checkpoint" and str(tmp_path) not in raised.value.message
+    shutil.rmtree(tmp_path / "run" / "base")
+    assert ask(broker, adapter)[-1].type == "done", "another copy of its base is in memory"
+    with running_inference(broker.url, tmp_path), pytest.raises(InferenceError, match="base is gone") as raised:
+        server.kill()
+        ask(broker, adapter)
+    assert str(tmp_path) not in raised.value.message
+    server.start()

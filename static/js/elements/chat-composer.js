@@ -1,15 +1,22 @@
 // <chat-composer>: where a message is written and sent, and who answers it. Events: "chat-send" {text}, "chat-stop",
-// "chat-choice" (another model or mode).
+// "chat-choice" (another model, adapter or mode). `checkpoints`: those that can be chosen, by id.
 
+import { adaptersFor } from "../lib/conversation.js";
+import { h } from "../lib/dom.js";
+import { integer } from "../lib/format.js";
 import { t } from "../lib/i18n.js";
 
 const MOST_LINES_PX = 220;
+const NAME_CHARS = 40;
+
+const named = ({ run_name: name, step }) => `+ ${name.length > NAME_CHARS ? `${name.slice(0, NAME_CHARS - 1)}…` : name} · ${
+  t("step %(step)s", { step: integer(step) })}`;
 
 class ChatComposer extends HTMLElement {
   connectedCallback() {
     const find = (name) => this.querySelector(`[data-${name}]`);
     Object.assign(this, { field: find("text"), send: find("send"), stop: find("stop"), select: find("model"),
-                          warning: find("continues"), modes: [...this.querySelectorAll("[data-mode]")] });
+                          adapters: find("adapter"), warning: find("continues"), modes: [...this.querySelectorAll("[data-mode]")] });
     find("form").addEventListener("submit", (event) => {
       event.preventDefault();
       this.#submit();
@@ -17,7 +24,11 @@ class ChatComposer extends HTMLElement {
     this.field.addEventListener("keydown", (event) => this.#key(event));
     this.field.addEventListener("input", () => this.#fit());
     this.stop.addEventListener("click", () => this.#tell("chat-stop"));
-    this.select.addEventListener("change", () => this.#tell("chat-choice", { what: "model" }));
+    this.select.addEventListener("change", () => {
+      this.choose(this.model, this.adapter);
+      this.#tell("chat-choice", { what: "model" });
+    });
+    this.adapters.addEventListener("change", () => this.#tell("chat-choice", { what: "adapter" }));
     for (const button of this.modes) {
       button.addEventListener("click", () => {
         this.mode = button.dataset.mode;
@@ -31,6 +42,40 @@ class ChatComposer extends HTMLElement {
     return this.select.value;
   }
 
+  /** The checkpoint whose adapter is laid over the model, or null. */
+  get adapter() {
+    return this.adapters.value || null;
+  }
+
+  get checkpoint() {
+    return this.checkpoints.get(this.model);
+  }
+
+  /** Whose words an answer is in: the adapter's, where there is one. */
+  get speaker() {
+    return this.checkpoints.get(this.adapter) ?? this.checkpoint;
+  }
+
+  /** Whether it has only ever read texts; an adapter was taught something. */
+  get continuesText() {
+    return this.checkpoint.continues_text && !this.adapter;
+  }
+
+  /** As the address of the page says it. */
+  get who() {
+    return { checkpoint: this.model, ...(this.adapter ? { adapter: this.adapter } : {}) };
+  }
+
+  /** Take another model, where it is there, and the adapter `chosen` (an id or null), where it fits. */
+  choose(model, chosen) {
+    if (this.checkpoints.has(model)) this.select.value = model;
+    const adapters = adaptersFor(this.checkpoint, [...this.checkpoints.values()]);
+    this.adapters.replaceChildren(this.adapters.options[0],
+                                  ...adapters.map((adapter) => h("option", { value: adapter.id }, named(adapter))));
+    this.adapters.value = adapters.some((adapter) => adapter.id === chosen) ? chosen : "";
+    this.adapters.hidden = adapters.length === 0;
+  }
+
   get mode() {
     return this.modes.find((button) => button.getAttribute("aria-pressed") === "true").dataset.mode;
   }
@@ -41,8 +86,8 @@ class ChatComposer extends HTMLElement {
   }
 
   /** Shown for models that only know how to go on with a text. */
-  warn(continuesText) {
-    this.warning.hidden = !continuesText;
+  warn() {
+    this.warning.hidden = !this.continuesText;
   }
 
   /** While an answer comes, Stop stands where Send was; the next message can be written already. */

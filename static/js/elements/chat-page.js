@@ -9,7 +9,7 @@ import "./chat-thread.js";
 import { bindDialogs } from "./chat-dialogs.js";
 import { server, stayTruthful } from "./chat-truth.js";
 import { get, newKey } from "../lib/api.js";
-import { chatRequest, Keeper, plainMessage, receive, speakable, suggestions, textRequest } from "../lib/conversation.js";
+import { chatRequest, Keeper, modelId, plainMessage, receive, speakable, suggestions, textRequest } from "../lib/conversation.js";
 import { dataOf, setText } from "../lib/dom.js";
 import { integer } from "../lib/format.js";
 import { t } from "../lib/i18n.js";
@@ -41,6 +41,7 @@ class ChatPage extends HTMLElement {
   }
 
   #start() {
+    this.composer.checkpoints = this.checkpoints;
     this.composer.mode = this.#wantedMode();
     this.#greet();
     const on = (name, work) => this.addEventListener(name, (event) => work(event.detail));
@@ -63,51 +64,50 @@ class ChatPage extends HTMLElement {
     return this.live !== null || this.querySelector(".edit-message, dialog[open]") !== null;
   }
 
-  get #checkpoint() {
-    return this.checkpoints.get(this.composer.model);
-  }
-
   #wantedMode() {
     const asked = new URLSearchParams(location.search).get("mode");
     if (asked === "chat" || asked === "text") return asked;
-    return this.#checkpoint.continues_text ? "text" : "chat";
+    return this.composer.continuesText ? "text" : "chat";
   }
 
   /** Everything that is kept; the checkpoint that was chosen, also where it is gone and nobody chose another. */
   #body() {
-    return { checkpoint_id: this.composer?.model ?? this.talk?.checkpoint_id ?? null, system: speakable(this.settings.system),
-             sampling: this.settings.sampling, messages: this.messages.filter((m) => m.content || m !== this.live).map(plainMessage) };
+    const from = this.composer ? { checkpoint_id: this.composer.model, adapter_checkpoint_id: this.composer.adapter } : this.talk;
+    return { checkpoint_id: from?.checkpoint_id ?? null, adapter_checkpoint_id: from?.adapter_checkpoint_id ?? null,
+             system: speakable(this.settings.system), sampling: this.settings.sampling, messages: this.messages.filter((m) => m.content || m !== this.live).map(plainMessage) };
   }
 
   #show() {
     const { messages, live } = this;
-    const continues = (message) => this.checkpoints.get(message.checkpoint_id)?.continues_text ?? false;
+    const continues = (message) => !message.adapter_checkpoint_id && (this.checkpoints.get(message.checkpoint_id)?.continues_text ?? false);
     this.thread.show(messages, {
       live, waiting: this.waiting ?? "", isReadOnly: !this.composer, plain: continues,
       canGoOn: this.composer?.mode === "text" && messages.at(-1)?.role === "assistant",
-      model: (message) => this.#named(this.checkpoints.get(message.checkpoint_id)),
+      model: (message) => this.#named(message.checkpoint_id, message.adapter_checkpoint_id),
     });
   }
 
-  #named(checkpoint) {
-    return checkpoint ? t("%(name)s, step %(step)s", { name: checkpoint.run_name, step: integer(checkpoint.step) }) : "";
+  #named(...ids) {
+    return ids.map((id) => this.checkpoints.get(id)).filter(Boolean).map(({ run_name, step }) =>
+      t("%(name)s, step %(step)s", { name: run_name, step: integer(step) })).join(" + ");
   }
 
   async #greet() {
-    const checkpoint = this.#checkpoint;
-    const text = this.composer.mode === "text" ? t("Begin a text, and it goes on from your last word.")
-      : checkpoint.continues_text ? t("It has only read texts. Try it as it is, or let it continue one.")
+    const { composer } = this;
+    const { speaker } = composer;
+    const text = composer.mode === "text" ? t("Begin a text, and it goes on from your last word.")
+      : composer.continuesText ? t("It has only read texts. Try it as it is, or let it continue one.")
       : t("Ask it something. It has read very little, so keep it simple.");
-    this.querySelector("[data-new-chat]").href = `/chat?checkpoint=${checkpoint.id}`;
-    this.thread.greet(this.#named(checkpoint), text, this.prompts?.get(checkpoint.run_id) ?? []);
+    this.querySelector("[data-new-chat]").href = `/chat?${new URLSearchParams(composer.who)}`;
     this.prompts ??= new Map();
-    if (this.messages.length || this.prompts.has(checkpoint.run_id)) return;
+    this.thread.greet(this.#named(composer.model, composer.adapter), text, this.prompts.get(speaker.run_id) ?? []);
+    if (this.messages.length || this.prompts.has(speaker.run_id)) return;
     try {
-      this.prompts.set(checkpoint.run_id, suggestions((await get(`/runs/${checkpoint.run_id}/samples`)).items));
+      this.prompts.set(speaker.run_id, suggestions((await get(`/runs/${speaker.run_id}/samples`)).items));
     } catch {
-      this.prompts.set(checkpoint.run_id, []); // a page without suggestions is whole
+      this.prompts.set(speaker.run_id, []); // a page without suggestions is whole
     }
-    if (this.#checkpoint === checkpoint) this.#greet();
+    if (composer.speaker === speaker) this.#greet();
   }
 
   #say(text) {
@@ -138,13 +138,13 @@ class ChatPage extends HTMLElement {
    */
   async #answer({ previous = null, message = null, scroll = false }) {
     if (this.live) return;
-    const { model } = this.composer;
+    const { model, adapter } = this.composer;
     const mode = message ? "text" : this.composer.mode; // only a text is gone on with
-    const asked = { model, system: this.settings.system, sampling: this.settings.sampling, messages: [...this.messages] };
+    const asked = { model: modelId(model, adapter), system: this.settings.system, sampling: this.settings.sampling, messages: [...this.messages] };
     const [path, body] = mode === "text" ? ["/v1/completions", textRequest(asked)]
       : ["/v1/chat/completions", chatRequest(asked)];
     const before = message && { ...message };
-    if (!message) this.messages.push({ role: "assistant", content: "", checkpoint_id: model, created_at: new Date().toISOString() });
+    if (!message) this.messages.push({ role: "assistant", content: "", checkpoint_id: model, adapter_checkpoint_id: adapter, created_at: new Date().toISOString() });
     const answer = (this.live = message ?? this.messages.at(-1));
     answer.finish_reason = null;
     this.controller = new AbortController();
@@ -187,17 +187,18 @@ class ChatPage extends HTMLElement {
   }
 
   #choose(what) {
-    if (what === "model") this.composer.mode = this.#checkpoint.continues_text ? "text" : "chat";
-    this.composer.warn(this.#checkpoint.continues_text);
+    if (what !== "mode") this.composer.mode = this.composer.continuesText ? "text" : "chat";
+    this.composer.warn();
     const url = new URL(location.href);
-    const isDefault = (this.composer.mode === "text") === this.#checkpoint.continues_text;
+    const isDefault = (this.composer.mode === "text") === this.composer.continuesText;
     if (isDefault) url.searchParams.delete("mode");
     else url.searchParams.set("mode", this.composer.mode);
-    if (!this.keeper.id) url.searchParams.set("checkpoint", this.composer.model);
+    url.searchParams.delete("adapter");
+    for (const [name, id] of Object.entries(this.keeper.id ? {} : this.composer.who)) url.searchParams.set(name, id);
     history.replaceState(history.state, "", url);
     this.#greet();
     this.#show();
-    if (what === "model") this.#changed();
+    if (what !== "mode") this.#changed();
   }
 
   #changed() {
@@ -231,8 +232,8 @@ class ChatPage extends HTMLElement {
     this.live = this.failed = null;
     this.messages = theirs.messages;
     this.thread.fail(null);
-    if (this.checkpoints.has(theirs.checkpoint_id)) this.composer.select.value = theirs.checkpoint_id;
-    this.composer?.warn(this.#checkpoint.continues_text);
+    this.composer?.choose(theirs.checkpoint_id, theirs.adapter_checkpoint_id);
+    this.composer?.warn();
     this.settings.fill(theirs.sampling, theirs.system);
     this.#kept(theirs);
     this.#show();

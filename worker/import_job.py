@@ -1,0 +1,203 @@
+"""The job ``checkpoint_import``: files of a model or an adapter become a run that was never trained, with one
+checkpoint. From there on it is like any other: to talk to, to start from, to export, to delete.
+
+An adapter needs the model that it belongs to: its run keeps that as a lora run keeps its base.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.core.db import now, reading
+from app.core.models import Checkpoint, Job, Run, TokenizerRow, new_id
+from app.core.states import append_event
+from minimind.errors import CheckpointError, MiniMindError
+from minimind.manifest import MANIFEST_FILE, Manifest
+from minimind.run_dir import RunDir, fsync_dir, write_json
+from worker.jobs import Lost, Work, places, remove_half_made
+from worker.unpack import unpack
+
+if TYPE_CHECKING:
+    from minimind.tokenizer import Tokenizer
+
+ADAPTER_CONFIG_FILE, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE = "model.safetensors", "config.json", "tokenizer.json"
+#: ``Run.stage`` of what was brought in; an adapter's checkpoint is of the stage lora, as all of its kind
+IMPORTED, LORA = "import", "lora"
+
+
+def import_checkpoint(work: Work) -> None:
+    """Make the run's directory aside, then rename it into place and add its rows."""
+    asked, (aside, home) = work.payload, places(work.kind, work.payload)
+    source = Path(asked["aside"])
+    if not source.is_dir():
+        raise CheckpointError("The uploaded files are not there any more.", hint="Upload them again.")
+    remove_half_made(work.kind, asked)
+    aside.mkdir(parents=True)
+    try:
+        work.say(0, 1, "files", "Looking at the files", force=True)
+        given = _given(source, aside / "given")
+        made = RunDir(aside / "run")
+        is_adapter = _is_adapter(given)
+        work.say(0, 1, "files", "Reading the adapter" if is_adapter else "Reading the weights", force=True)
+        checkpoint = (_adapter if is_adapter else _model)(work, given, made, aside / "cache")
+        manifest = Manifest.read(checkpoint)
+        work.say(1, 1, "files", "Putting it away", force=True)
+        final = home / checkpoint.relative_to(made.path)
+        made.path.rename(home)
+        fsync_dir(home.parent)
+        work.end("completed", finish=lambda session: _finish(session, work, manifest, final))
+    except Lost:
+        raise  # these places are somebody else's now
+    except MiniMindError as error:
+        remove_half_made(work.kind, asked)
+        error.message = _shown(error.message, asked["shown"], aside / "given")
+        raise
+    except BaseException:
+        remove_half_made(work.kind, asked)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(source, ignore_errors=True)
+
+
+def _finish(session: Any, work: Work, manifest: Manifest, path: Path) -> dict:
+    """The rows: a run that has ended, and its checkpoint."""
+    asked, at, user_id = work.payload, now(session), session.get(Job, work.job_id).user_id
+    is_adapter = manifest.adapter is not None
+    run = Run(id=asked["run_id"], name=asked["name"], user_id=user_id, stage=IMPORTED, config={}, devices="auto",
+              nodes=1, notes="", tags=[], attempt=0, fruitless_attempts=0, priority=0, save_on_stop=False,
+              allow_changes=False, progress={}, next_seq=1, state="completed", desired="run",
+              base_checkpoint_id=asked["base_checkpoint_id"] if is_adapter else None,
+              created_at=at, updated_at=at, ended_at=at)
+    row = Checkpoint(id=new_id(), run_id=run.id, attempt=0, stage=LORA if is_adapter else IMPORTED, step=manifest.step,
+                     tokens=manifest.tokens, bytes=manifest.bytes, loss=manifest.loss, eval_loss=manifest.eval_loss,
+                     path=str(path), tokenizer_fingerprint=manifest.tokenizer_fingerprint, state="ready",
+                     created_at=at)
+    session.add(run)
+    session.flush()
+    session.add(row)
+    session.flush()
+    append_event(session, f"run:{run.id}", "state", t=at,
+                 data={"state": "completed", "from": None, "desired": "run", "message": "Imported."})
+    return {"run_id": run.id, "checkpoint_id": row.id, "kind": "adapter" if is_adapter else "model"}
+
+
+def _shown(message: str, name: str, given: Path) -> str:
+    """A sentence about files as their owner knows them."""
+    for suffix in (".pth", ".pt"):
+        message = message.replace(str(given / f"weights{suffix}"), name)
+    return message.replace(f"{given}/", "").replace(str(given), name)
+
+
+# -- files --------------------------------------------------------------------------------------------------------
+
+
+def _given(source: Path, target: Path) -> Path:
+    """The files in one directory without folders, what is packed unpacked, under the names that are looked for."""
+    target.mkdir()
+    for file in sorted(source.iterdir()):
+        if file.suffix in (".zip", ".tar"):
+            unpack(file, target)
+        else:
+            shutil.copyfile(file, target / file.name)  # the upload stays: a second try begins with it
+    tensors = [path for path in target.glob("*.safetensors") if "-of-" not in path.name]
+    wanted = target / (ADAPTER_FILE if (target / ADAPTER_CONFIG_FILE).exists() else WEIGHTS_FILE)
+    if len(tensors) == 1 and not (target / MANIFEST_FILE).exists():
+        tensors[0].rename(wanted)
+    return target
+
+
+def _pickle(given: Path) -> Path | None:
+    """The .pth file, where the weights are one."""
+    if any((given / name).exists() for name in (MANIFEST_FILE, CONFIG_FILE, ADAPTER_CONFIG_FILE)):
+        return None
+    found = sorted(path for path in given.iterdir() if path.suffix in (".pth", ".pt"))
+    return found[0] if found else None
+
+
+def _is_adapter(given: Path) -> bool:
+    """Raises ``CheckpointError`` where the files are of no kind that can be read."""
+    if (given / MANIFEST_FILE).exists():
+        return Manifest.read(given).adapter is not None
+    if (given / ADAPTER_CONFIG_FILE).exists():
+        return True
+    if (given / CONFIG_FILE).exists():
+        return False
+    pickle = _pickle(given)
+    if pickle is not None:
+        from minimind.formats.pth import read_pth
+
+        return any(".lora." in name for name in read_pth(pickle))
+    names = ", ".join(sorted(path.name for path in given.iterdir())) or "nothing"
+    raise CheckpointError(f"There is neither a model nor an adapter in what was sent: {names[:300]}.",
+                          hint=f"An adapter is {ADAPTER_CONFIG_FILE} with {ADAPTER_FILE}, or upstream's .pth; a model "
+                               f"{CONFIG_FILE} with {WEIGHTS_FILE}, or a .pth.")
+
+
+# -- what becomes of them ---------------------------------------------------------------------------------------------
+
+
+def _adapter(work: Work, given: Path, made: RunDir, cache: Path) -> Path:
+    from minimind.formats.adapter_files import import_adapter
+
+    if work.payload["base_checkpoint_id"] is None:
+        raise CheckpointError("This is an adapter, which changes a model and is none by itself.",
+                              field="base_checkpoint_id",
+                              hint="Import it again and choose the model that it was trained on.")
+    base = _place(Checkpoint, work.payload["base_checkpoint_id"], "model below the adapter", "base_checkpoint_id")
+    checkpoint = import_adapter(made.path, _pickle(given) or given, base)
+    manifest = Manifest.read(checkpoint)
+    manifest.lineage["adapter"] = work.payload["shown"]
+    manifest.seal(checkpoint)
+    return checkpoint
+
+
+def _model(work: Work, given: Path, made: RunDir, cache: Path) -> Path:
+    from minimind.formats.base import open_base
+    from minimind.formats.hf_config import hf_config
+    from minimind.presets import ModelConfig
+
+    base = open_base(_pickle(given) or given, cache)
+    manifest = Manifest.read(base.path)
+    checkpoint = made.checkpoint(manifest.step, 0)
+    checkpoint.parent.mkdir(parents=True)
+    base.path.rename(checkpoint)
+    if base.path != given:  # it was none of a studio
+        manifest.lineage["base"] = work.payload["shown"]
+        tokenizer = _tokenizer(work, given, checkpoint if base.has_tokenizer else None, manifest.model["vocab_size"])
+        tokenizer.save(checkpoint)
+        write_json(checkpoint / CONFIG_FILE, hf_config(ModelConfig.from_dict(manifest.model), tokenizer))
+        manifest.tokenizer_fingerprint = tokenizer.fingerprint
+        manifest.seal(checkpoint, {WEIGHTS_FILE: manifest.files[WEIGHTS_FILE]["sha256"]})
+    return checkpoint
+
+
+def _tokenizer(work: Work, given: Path, own: Path | None, vocab_size: int) -> Tokenizer:
+    """The one that was chosen, else the one beside the weights."""
+    from minimind.tokenizer import Tokenizer
+
+    if work.payload["tokenizer_id"] is not None:
+        directory = _place(TokenizerRow, work.payload["tokenizer_id"], "tokenizer", "tokenizer_id")
+    elif own is not None:
+        directory = own
+    elif (given / TOKENIZER_FILE).exists():
+        directory = given
+    else:
+        raise CheckpointError("The weights come without a tokenizer.", field="tokenizer_id",
+                              hint="Choose the one that they were trained with, or send its tokenizer.json and "
+                                   "tokenizer_config.json along.")
+    tokenizer = Tokenizer.load(directory)
+    if tokenizer.vocab_size > vocab_size:
+        raise CheckpointError(f"The tokenizer has {tokenizer.vocab_size} entries, and the model knows {vocab_size}.",
+                              field="tokenizer_id", hint="Choose the one that it was trained with.")
+    return tokenizer
+
+
+def _place(model: type[Checkpoint] | type[TokenizerRow], id: str, what: str, field: str) -> Path:
+    with reading() as session:
+        row = session.get(model, id)
+        if row is None or row.state != "ready" or not row.path:
+            raise CheckpointError(f"The {what} is not there any more.", field=field, hint="Choose another one.")
+        return Path(row.path)
