@@ -167,7 +167,8 @@ def state_word(state: str) -> str:
 
 def stage_word(stage: str) -> str:
     _ = i18n.gettext
-    words = {"tokenizer": _("Tokenizer"), "pretrain": _("Pretraining"), "sft": _("Fine-tuning")}
+    words = {"tokenizer": _("Tokenizer"), "pretrain": _("Pretraining"), "sft": _("Fine-tuning"), "lora": _("LoRA"),
+             "dpo": _("Preferences (DPO)"), "distill": _("Distillation"), "import": _("Imported")}
     return words.get(stage, stage)
 
 

@@ -43,8 +43,13 @@ def prepare(session: Session, run: Run, run_dir: RunDir, settings: Settings) -> 
               "tokenizer": session.get(TokenizerRow, tokenizer_id).path if tokenizer_id else None}
     if "device" in stage_class(run.stage).model_fields:  # learning a vocabulary needs none
         values["device"] = device
-    if run.base_checkpoint_id is not None and run.stage != "tokenizer":
-        values["from_weight"] = session.get(Checkpoint, run.base_checkpoint_id).path
+    base = session.get(Checkpoint, run.base_checkpoint_id) if run.base_checkpoint_id is not None else None
+    if base is not None and run.stage != "tokenizer":  # one that is gone is read no more: `inputs.problem` knows
+        values["from_weight"] = base.path
+    if run.teacher_checkpoint_id is not None:
+        values["teacher_weight"] = session.get(Checkpoint, run.teacher_checkpoint_id).path
+        if run.base_checkpoint_id is None and tokenizer_id is None:  # a checkpoint's directory holds its tokenizer
+            values["tokenizer"] = values["teacher_weight"]
     config = parse_config(run.stage, values)
     run_dir.path.mkdir(parents=True, exist_ok=True)
     write_json(run_dir.config, {"stage": run.stage, **config.model_dump(mode="json")})

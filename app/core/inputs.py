@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from sqlalchemy import select
+
 from app.core.db import Session, reading, transaction
 from app.core.models import Checkpoint, Dataset, Run, TokenizerRow
 from minimind.manifest import MANIFEST_FILE, MANIFEST_VERSION
@@ -60,7 +62,10 @@ def look_again(dataset_id: str) -> None:
 
 def problem(session: Session, run: Run) -> dict | None:
     """``{class, message, hint, field}`` of the first thing that keeps ``run`` from starting, or None. Quick."""
-    return _dataset(session, run) or _base(session, run) or _tokenizer(session, run)
+    return (_dataset(session, run)
+            or _base(session, run)
+            or _checkpoint(session, "teacher_checkpoint_id", "teacher", run.teacher_checkpoint_id)
+            or _tokenizer(session, run))
 
 
 def _dataset(session: Session, run: Run) -> dict | None:
@@ -83,22 +88,35 @@ def _dataset(session: Session, run: Run) -> dict | None:
 
 
 def _base(session: Session, run: Run) -> dict | None:
-    if run.base_checkpoint_id is None:
+    """A run that goes on from a checkpoint of its own reads its base no more: the weights are in it, a lora run keeps
+    them beside it, and a dpo run keeps what the base thought."""
+    if run.base_checkpoint_id is None or _has_saved(session, run):
         return None
-    base = session.get(Checkpoint, run.base_checkpoint_id)
-    hint = "Choose another one and start a new run from it."
-    if base is not None and base.state == "corrupt":
-        return _said("CHECKPOINT", "base_checkpoint_id", f"The base checkpoint of this run is damaged: "
-                                                         f"{base.problem or 'its files are not what they were'}", hint)
-    if base is None or base.state != "ready" or not Path(base.path, MANIFEST_FILE).is_file():
-        return _said("CHECKPOINT", "base_checkpoint_id",
-                     f"The base checkpoint {run.base_checkpoint_id!r} of this run is not there any more.", hint)
-    manifest = read_json(Path(base.path, MANIFEST_FILE))
+    return _checkpoint(session, "base_checkpoint_id", "base checkpoint", run.base_checkpoint_id)
+
+
+def _has_saved(session: Session, run: Run) -> bool:
+    own = select(Checkpoint.path).where(Checkpoint.run_id == run.id, Checkpoint.state == "ready")
+    return any(Path(path, MANIFEST_FILE).is_file() for path in session.scalars(own))
+
+
+def _checkpoint(session: Session, field: str, what: str, id: str | None) -> dict | None:
+    """``what`` the checkpoint is to the run: its base, or its teacher."""
+    if id is None:
+        return None
+    row = session.get(Checkpoint, id)
+    hint = "Choose another one and start a new run with it."
+    if row is not None and row.state == "corrupt":
+        return _said("CHECKPOINT", field, f"The {what} of this run is damaged: "
+                                          f"{row.problem or 'its files are not what they were'}", hint)
+    if row is None or row.state != "ready" or not Path(row.path, MANIFEST_FILE).is_file():
+        return _said("CHECKPOINT", field, f"The {what} {id!r} of this run is not there any more.", hint)
+    manifest = read_json(Path(row.path, MANIFEST_FILE))
     written = manifest.get("version") if isinstance(manifest, dict) else None
     if written != MANIFEST_VERSION:
-        return _said("CHECKPOINT", "base_checkpoint_id",
-                     f"The base checkpoint of this run was written by another version of the program (manifest version "
-                     f"{written!r}; this one reads {MANIFEST_VERSION}).", "Use the version that wrote it.")
+        return _said("CHECKPOINT", field, f"The {what} of this run was written by another version of the program "
+                                          f"(manifest version {written!r}; this one reads {MANIFEST_VERSION}).",
+                     "Use the version that wrote it.")
     return None
 
 

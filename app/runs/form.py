@@ -12,10 +12,12 @@ from typing import Any
 
 from app import i18n
 from app.rendering import compact_number
-from minimind.config import MOST_STEPS, STAGES, TrainConfig, stage_schema
+from minimind.config import MOST_STEPS, STAGES, DistillConfig, TrainConfig, stage_schema
 from minimind.presets import PRESETS
 
-GROUPS = ("model", "data", "budget", "optimization", "speed", "reporting")
+#: groups in the order of the form: those of one stage alone are what it is about, so they come first and are open
+OWN_GROUPS = ("adapter", "preference", "teacher")
+GROUPS = (*OWN_GROUPS, "model", "data", "budget", "optimization", "speed", "reporting")
 #: ways to say how long a run trains, and the options that each of them sets; minutes win over passes, so do steps
 BUDGETS = {"passes": ("epochs",), "minutes": ("max_minutes",), "steps": ("max_steps",),
            "both": ("max_minutes", "max_steps")}
@@ -72,6 +74,10 @@ class Group:
     sentence: str
     fields: list[Field]
 
+    @property
+    def is_open(self) -> bool:
+        return self.name in OWN_GROUPS
+
 
 @dataclass(frozen=True)
 class StageForm:
@@ -81,6 +87,8 @@ class StageForm:
     summary: str
     layouts: list[str]
     trains_weights: bool
+    needs_base: bool
+    needs_teacher: bool
     basics: dict[str, Field]
     groups: list[Group]
 
@@ -103,7 +111,8 @@ def stage_form(stage: str, values: Mapping[str, str] | None = None,
     names += sorted({f.group for f in rest} - set(GROUPS))
     groups = [Group(g, *titles.get(g, (g.capitalize(), "")), [f for f in rest if f.group == g]) for g in names]
     summary = described["summary"]
-    return StageForm(stage, i18n.gettext(summary), described["layouts"], trains, basics, groups)
+    return StageForm(stage, i18n.gettext(summary), described["layouts"], trains, STAGES[stage].needs_base,
+                     STAGES[stage] is DistillConfig, basics, groups)
 
 
 def _field(name: str, schema: dict[str, Any], value: str | None, tokenizers: list[Choice]) -> Field:
@@ -208,6 +217,9 @@ def preset_defaults() -> dict[str, dict[str, Any]]:
 def group_titles() -> dict[str, tuple[str, str]]:
     _ = i18n.gettext
     return {
+        "adapter": (_("Adapter"), _("The small matrices that learn beside the frozen ones.")),
+        "preference": (_("Preference"), _("How the better answer of a pair is told from the worse.")),
+        "teacher": (_("Teacher"), _("How much of what the teacher thinks is learnt, and how.")),
         "model": (_("Model"), _("The shape of the network and its vocabulary.")),
         "data": (_("Data"), _("How text becomes rows, and what is held out.")),
         "budget": (_("Budget"), _("How long it trains.")),
@@ -219,13 +231,16 @@ def group_titles() -> dict[str, tuple[str, str]]:
 
 def value_words() -> dict[Any, str]:
     _ = i18n.gettext
-    return {"en": _("English"), "zh": _("Chinese"), "pt": _("Portuguese")}
+    return {"en": _("English"), "zh": _("Chinese"), "pt": _("Portuguese"), "sigmoid": _("sigmoid (DPO)"), "ipo": "IPO",
+            "simpo": "SimPO", "orpo": "ORPO", "forward": _("forward: KL(teacher || student)"),
+            "reverse": _("reverse: KL(student || teacher)")}
 
 
 def label_of(name: str) -> str:
     _ = i18n.gettext
     known = {
         "preset": _("Preset"), "tokenizer": _("Tokenizer"), "num_workers": _("Tokenizing processes"),
+        "starter": _("Part of the starter corpus"), "starter_minutes": _("Size of the starter world"),
         "seed": _("Seed"), "languages": _("Languages"), "vocab_size": _("Vocabulary size"),
         "hidden_size": _("Hidden size"), "num_hidden_layers": _("Layers"), "num_attention_heads": _("Attention heads"),
         "num_key_value_heads": _("Key/value heads"), "head_dim": _("Head dimension"),
@@ -245,6 +260,10 @@ def label_of(name: str) -> str:
         "log_interval": _("Log interval"), "save_interval": _("Save interval"),
         "eval_interval": _("Evaluation interval"), "sample_interval": _("Sample interval"),
         "keep": _("Checkpoints kept"), "use_wandb": _("Weights & Biases"),
+        "lora_rank": _("Rank"), "lora_alpha": _("Alpha of the adapter"), "lora_dropout": _("Dropout of the adapter"),
+        "lora_targets": _("Matrices with an adapter"), "loss_type": _("Loss of a pair"), "beta": _("Beta"),
+        "simpo_gamma": _("Margin of SimPO"), "alpha": _("Weight of the data's own token"),
+        "temperature": _("Temperature"), "kl": _("Direction"), "teacher_dtype": _("Number format of the teacher"),
         "wandb_project": _("Weights & Biases project"), "wandb_run_name": _("Weights & Biases run name"),
     }
     return known.get(name) or name.replace("_", " ").capitalize()

@@ -23,10 +23,11 @@ LOOKED_AT = 60
 GENERATIONS = 4
 #: options besides the model's shape that decide what a step costs
 STEP_KEYS = ("preset", "vocab_size", "batch_size", "accumulation_steps", "batch_tokens", "max_seq_len", "dtype",
-             "attention", "gradient_checkpointing", "use_compile", "optimizer")
+             "attention", "gradient_checkpointing", "use_compile", "optimizer", "lora_rank", "loss_type",
+             "teacher_dtype")
 #: columns that an estimate needs, of earlier runs and of those to come
 COLUMNS = (Run.id, Run.state, Run.stage, Run.config, Run.devices, Run.progress, Run.attempt, Run.dataset_id,
-           Run.base_checkpoint_id)
+           Run.base_checkpoint_id, Run.teacher_checkpoint_id)
 
 
 class Kind(NamedTuple):
@@ -148,7 +149,8 @@ def _speed(run: Any, active_s: float) -> Measured | None:
 
 
 def _models(session: Session, runs: Sequence[Any]) -> dict[str, str]:
-    """Run id -> the shape of its model as text: its own options, or those of the run that its weights come from."""
+    """Run id -> the shape of its model as text: its own options, or those of the run that its weights come from; and
+    the teacher that computes beside it."""
     known = {run.id: run for run in runs}
     base_of: dict[str, str] = {}
     for _ in range(GENERATIONS):
@@ -160,7 +162,8 @@ def _models(session: Session, runs: Sequence[Any]) -> dict[str, str]:
         base_of |= dict.fromkeys(missing - base_of.keys(), "")
         older = set(base_of.values()) - known.keys() - {""}
         known |= {row.id: row for row in session.execute(select(*COLUMNS).where(Run.id.in_(older)))}
-    return {run.id: _model(run, known, base_of) for run in runs}
+    taught = {run.id: f", taught by {run.teacher_checkpoint_id}" for run in runs if run.teacher_checkpoint_id}
+    return {run.id: _model(run, known, base_of) + taught.get(run.id, "") for run in runs}
 
 
 def _model(run: Any, known: Mapping[str, Any], base_of: Mapping[str, str]) -> str:

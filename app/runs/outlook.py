@@ -194,7 +194,7 @@ class Look:
 
     def _problem(self, run: Any) -> str | None:
         """What it stands on and is not there any more; runs that stand on the same are asked about once."""
-        key = (run.dataset_id, run.allow_changes, run.base_checkpoint_id,
+        key = (run.dataset_id, run.allow_changes, run.base_checkpoint_id, run.teacher_checkpoint_id,
                run.tokenizer_id or run.config.get("tokenizer"))
         if key not in self._problems:
             wrong = inputs.problem(self._session, run)

@@ -27,8 +27,8 @@ MAX_CHARS, MAX_CHARS_OF = 500, {"notes": 20_000, "tags": 1200}
 #: notes longer than this (as scripts count) do not stand in the address that the form keeps: run-config.js
 LONGEST_NOTES = 1000
 #: parameters of the address that are no options of the stage
-PLACES = ("stage", "name", "dataset_id", "base_checkpoint_id", "devices", "ranks", "priority", "tags", "notes",
-          "budget", "clone", "edited", "part")
+PLACES = ("stage", "name", "dataset_id", "base_checkpoint_id", "teacher_checkpoint_id", "devices", "ranks", "priority",
+          "tags", "notes", "budget", "clone", "edited", "part")
 
 
 @dataclass
@@ -43,12 +43,14 @@ class NewRun:
     priority: str = "0"
     dataset_id: str = ""
     base_checkpoint_id: str = ""
+    teacher_checkpoint_id: str = ""
     devices: str = "auto"
     ranks: str = "1"
     budget: str = "passes"
     datasets: list[Choice] = field(default_factory=list)
     #: by run: its name, then its steps
     bases: list[tuple[str, list[Choice]]] = field(default_factory=list)
+    teachers: list[tuple[str, list[Choice]]] = field(default_factory=list)
     device_choices: list[Choice] = field(default_factory=list)
     machines: list[str] = field(default_factory=list)
     clone: Choice | None = None
@@ -82,7 +84,13 @@ def new_run(session: Session, query: Mapping[str, str]) -> NewRun:
         clone=Choice(original.id, original.name) if original is not None else None)
     found.datasets, found.dataset_id = _datasets(session, form, asked.get("dataset_id", ""), said)
     if form.trains_weights:
-        found.bases, found.base_checkpoint_id = _bases(session, asked.get("base_checkpoint_id", ""), said)
+        missing = _("The base checkpoint of this link is not there (any more).")
+        found.bases, found.base_checkpoint_id = _checkpoints(
+            session, asked.get("base_checkpoint_id", ""), said, missing)
+    if form.needs_teacher:
+        missing = _("The teacher of this link is not there (any more).")
+        found.teachers, found.teacher_checkpoint_id = _checkpoints(
+            session, asked.get("teacher_checkpoint_id", ""), said, missing)
     _devices(session, found, asked)
     return found
 
@@ -117,7 +125,8 @@ def _values_of(run: Run) -> dict[str, str]:
     return config | {
         "stage": run.stage, "name": _("%(name)s (copy)") % {"name": run.name[:190]}, "tags": ", ".join(run.tags),
         "notes": run.notes, "dataset_id": run.dataset_id or "", "base_checkpoint_id": run.base_checkpoint_id or "",
-        "devices": devices, "ranks": ranks, "priority": str(run.priority)}
+        "teacher_checkpoint_id": run.teacher_checkpoint_id or "", "devices": devices, "ranks": ranks,
+        "priority": str(run.priority)}
 
 
 def devices_text(devices: Any) -> tuple[str, str]:
@@ -169,8 +178,9 @@ def _unfit(row: Dataset | None, form: StageForm) -> str:
                            "layouts": ", ".join(form.layouts)}
 
 
-def _bases(session: Session, wanted: str, said: list[str]) -> tuple[list[tuple[str, list[Choice]]], str]:
-    """Checkpoints by run, newest run first, highest step first."""
+def _checkpoints(session: Session, wanted: str, said: list[str],
+                 missing: str) -> tuple[list[tuple[str, list[Choice]]], str]:
+    """Checkpoints by run, newest run first, highest step first; ``missing`` is said of a linked one that is gone."""
     query = select(Checkpoint, Run).join(Run, Run.id == Checkpoint.run_id).where(Checkpoint.state == "ready")
     rows = list(session.execute(query.order_by(
         Run.created_at.desc(), Run.id, Checkpoint.attempt.desc(), Checkpoint.step.desc()).limit(OFFERED)).all())
@@ -179,7 +189,7 @@ def _bases(session: Session, wanted: str, said: list[str]) -> tuple[list[tuple[s
         if more:
             rows += more
         else:
-            said.append(_("The base checkpoint of this link is not there (any more)."))
+            said.append(missing)
             wanted = ""
     groups: dict[str, tuple[str, list[Choice]]] = {}
     for checkpoint, run in rows:

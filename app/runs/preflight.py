@@ -38,11 +38,16 @@ class PreflightOut(BaseModel):
     model: dict[str, Any] | None
     parameters: int | None
     active_parameters: int | None
+    trainable_parameters: int | None
+    teacher_parameters: int | None
+    sequences_per_example: int
     tokens_per_step: int | None
     total_steps: int | None
     total_tokens: int | None
     flops_per_token: float | None
     total_flops: float | None
+    teacher_flops: float | None
+    reference_flops: float | None
     memory: dict[str, int]
     memory_bytes: int | None
     checkpoint_bytes: int | None
@@ -59,8 +64,8 @@ def answer(session: Session, asked: PreflightRequest) -> PreflightOut:
         raise Invalid("A measured preflight is not part of this version.", field="measure",
                       hint="Leave measure out: everything except the time is computed.")
     checked = check(session, stage=asked.stage, config=asked.config, dataset_id=asked.dataset_id,
-                    base_checkpoint_id=asked.base_checkpoint_id, devices=asked.devices, nodes=asked.nodes,
-                    problems=asked.problems)
+                    base_checkpoint_id=asked.base_checkpoint_id, teacher_checkpoint_id=asked.teacher_checkpoint_id,
+                    devices=asked.devices, nodes=asked.nodes, problems=asked.problems)
     needs = estimate(checked, list(session.scalars(select(Host))))
     return PreflightOut(**needs.as_dict(), disk_free_bytes=_free_bytes(), time_s=_seconds(checked),
                         world_size=checked.world_size)
@@ -69,12 +74,13 @@ def answer(session: Session, asked: PreflightRequest) -> PreflightOut:
 def estimate(checked: Checked, hosts: list[Host] | None = None) -> Preflight:
     """``minimind.preflight`` fed with what the database knows."""
     dataset, hosts = checked.dataset, hosts or []
-    base_model = (checked.base_manifest or {}).get("model")
+    base_model, teacher_model = ((m or {}).get("model") for m in (checked.base_manifest, checked.teacher_manifest))
     return preflight(
         checked.config, world_size=checked.world_size, has_gpu=_uses_gpu(checked.devices, hosts),
         cores=max((h.cpu_slots for h in hosts), default=None), own_data=dataset is not None,
         dataset_tokens=dataset.tokens if dataset else None,
-        tokenizer_vocab=checked.tokenizer.vocab_size if checked.tokenizer else None, base_model=base_model)
+        tokenizer_vocab=checked.tokenizer.vocab_size if checked.tokenizer else None, base_model=base_model,
+        teacher_model=teacher_model)
 
 
 def _uses_gpu(devices: Any, hosts: list[Host]) -> bool:

@@ -65,6 +65,11 @@ def numbers(session: Session, run: Run) -> list[Number]:
         _("As unsure of the next token of held-out text as a die with this many sides."))
     add(_("Bits per byte"), _first(evaluated, "bits_per_byte"), "%.4g",
         _("Bits for one byte of held-out text; comparable between vocabularies."))
+    if (won := _first(evaluated, "eval_reward_accuracy")) is not None:
+        found.append(Number(_("Held-out pairs won"), percent(won), _(
+            "Held-out pairs whose chosen answer gets the higher reward; a coin wins 50 %.")))
+    add(_("Distance from the teacher"), _first(evaluated, "eval_kl"), "%.4g",
+        _("Kullback-Leibler divergence from the teacher on held-out text; 0 would be a perfect copy."))
     if (mfu := _middle(steps, "mfu")) is not None:
         found.append(Number(_("MFU"), percent(mfu), _("The arithmetic that the tokens need, as a share of what this "
                                                       "machine reaches in large matrix products.")))

@@ -40,7 +40,8 @@ ACCEPTED = {"status_code": 202, "response_model": RunOut}
 @router.post("", status_code=201, response_model=RunOut)
 def create_run(asked: RunCreate, post: Post):
     """Queue a run. It starts as soon as a machine with free devices finds it the best in the queue."""
-    damage.look(asked.base_checkpoint_id)  # reads its files once: not while others wait for the database
+    for id in (asked.base_checkpoint_id, asked.teacher_checkpoint_id):
+        damage.look(id)  # reads its files once: not while others wait for the database
     return post.do(201, lambda session: RunOut.of(service.create(session, post.user_id, asked)))
 
 

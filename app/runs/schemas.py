@@ -30,6 +30,7 @@ class RunCreate(CollectingBody):
     config: Annotated[dict[str, Any], Field(examples=[{"preset": "tiny-cpu", "max_steps": 60}])] = {}
     dataset_id: str | None = Field(None, description="None: the starter corpus, sized by max_minutes.")
     base_checkpoint_id: str | None = Field(None, description="Checkpoint whose weights the run starts from.")
+    teacher_checkpoint_id: str | None = Field(None, description="For the stage distill: the checkpoint that teaches.")
     devices: Any = Field("auto", description='"auto", {"kind": "cpu" or "cuda", "count": ranks} or a list of devices.')
     nodes: Annotated[int, Field(strict=True)] = 1
     priority: Priority = Field(0, description="Larger goes first.")
@@ -107,6 +108,7 @@ class RunOut(BaseModel):
     priority: int
     dataset_id: str | None
     base_checkpoint_id: str | None
+    teacher_checkpoint_id: str | None
     tokenizer_id: str | None
     pipeline_id: str | None
     pipeline_position: int | None
@@ -128,8 +130,8 @@ class RunOut(BaseModel):
         progress = finite({key: run.progress.get(key) for key in PROGRESS_KEYS})
         plain = {name: getattr(run, name) for name in (
             "id", "name", "notes", "tags", "stage", "state", "desired", "reason", "attempt", "config", "devices",
-            "nodes", "priority", "dataset_id", "base_checkpoint_id", "tokenizer_id", "pipeline_id",
-            "pipeline_position", "parent_id", "allow_changes")}
+            "nodes", "priority", "dataset_id", "base_checkpoint_id", "teacher_checkpoint_id", "tokenizer_id",
+            "pipeline_id", "pipeline_position", "parent_id", "allow_changes")}
         times = {name: rfc3339(getattr(run, name)) for name in ("created_at", "started_at", "ended_at", "updated_at")}
         return cls(**plain, **times, progress=Progress(**progress), error=_error(run.error),
                    sparkline=sparkline.shown(run.progress), waiting_for=ahead.waiting_for,

@@ -10,7 +10,7 @@ from sqlalchemy import delete, select
 from app.core.db import Session, now
 from app.core.errors import Conflict
 from app.core.logging import get_logger
-from app.core.models import TERMINAL_STATES, Checkpoint, Event, Pipeline, Run, new_id
+from app.core.models import TERMINAL_STATES, Checkpoint, Event, Job, Pipeline, Run, new_id
 from app.core.queue import ring_after_commit
 from app.core.rest import get_or_404
 from app.core.settings import get_settings
@@ -29,8 +29,8 @@ def get_run(session: Session, id: str) -> Run:
 def create(session: Session, user_id: str, asked: RunCreate) -> Run:
     """Check the request and queue the run. Raises ``Invalid`` with every problem, or ``DiskFull``."""
     checked = check(session, stage=asked.stage, config=asked.config, dataset_id=asked.dataset_id,
-                    base_checkpoint_id=asked.base_checkpoint_id, devices=asked.devices, nodes=asked.nodes,
-                    problems=asked.problems)
+                    base_checkpoint_id=asked.base_checkpoint_id, teacher_checkpoint_id=asked.teacher_checkpoint_id,
+                    devices=asked.devices, nodes=asked.nodes, problems=asked.problems)
     return _enqueue(session, user_id, asked.stage, checked, name=asked.name, priority=asked.priority,
                     tags=asked.tags, notes=asked.notes)
 
@@ -41,7 +41,9 @@ def clone(session: Session, user_id: str, original: Run, changes: Clone) -> Run:
     if config.get("tokenizer") is None and original.tokenizer_id and not original.base_checkpoint_id:
         config["tokenizer"] = original.tokenizer_id
     checked = check(session, stage=original.stage, config=config, dataset_id=original.dataset_id,
-                    base_checkpoint_id=original.base_checkpoint_id, devices=original.devices, nodes=original.nodes)
+                    base_checkpoint_id=original.base_checkpoint_id,
+                    teacher_checkpoint_id=original.teacher_checkpoint_id, devices=original.devices,
+                    nodes=original.nodes)
     priority = original.priority if changes.priority is None else changes.priority
     return _enqueue(session, user_id, original.stage, checked, name=changes.name or f"{original.name} (copy)"[:200],
                     priority=priority, tags=list(original.tags), notes=original.notes, parent_id=original.id)
@@ -55,6 +57,7 @@ def _enqueue(session: Session, user_id: str, stage: str, checked: Checked, *, na
         id=id, name=name or f"{stage} {id[:5]}", user_id=user_id, stage=stage, config=checked.config.api_dict(),
         devices=checked.devices, nodes=1, dataset_id=checked.dataset.id if checked.dataset else None,
         base_checkpoint_id=checked.base.id if checked.base else None,
+        teacher_checkpoint_id=checked.teacher.id if checked.teacher else None,
         tokenizer_id=checked.tokenizer.id if checked.tokenizer else None,
         attempt=0, fruitless_attempts=0, save_on_stop=False, allow_changes=False, progress={}, next_seq=1, **values))
 
@@ -89,11 +92,17 @@ def _refuse_if_used(session: Session, run: Run) -> None:
     if line is not None and line.state in ("running", "paused", "failed"):  # a failed one can be resumed
         raise Conflict(f"The pipeline {line.name} of this run has not ended.", hint="Cancel the pipeline first.")
     own = select(Checkpoint.id).where(Checkpoint.run_id == run.id)
-    user = session.scalar(select(Run).where(
-        Run.id != run.id, Run.state.not_in(TERMINAL_STATES), Run.base_checkpoint_id.in_(own)).limit(1))
-    if user is not None:
-        raise Conflict(f"The run {user.name} starts from a checkpoint of this one.",
-                       hint="Wait until it has ended, or cancel it.")
+    for column, uses in ((Run.base_checkpoint_id, "starts from"), (Run.teacher_checkpoint_id, "is taught by")):
+        user = session.scalar(select(Run).where(
+            Run.id != run.id, Run.state.not_in(TERMINAL_STATES), column.in_(own)).limit(1))
+        if user is not None:
+            raise Conflict(f"The run {user.name} {uses} a checkpoint of this one.",
+                           hint="Wait until it has ended, or cancel it.")
+    own_ids = set(session.scalars(own))
+    for job in session.scalars(select(Job).where(Job.state.in_(("queued", "running")))):
+        if own_ids & {job.payload.get("checkpoint_id"), job.payload.get("base_checkpoint_id")}:
+            raise Conflict(f"The job {job.kind} uses a checkpoint of this run.",
+                           hint=f"Wait until it has ended, or cancel the job {job.id}.")
 
 
 def _remove_files(directory: Any) -> None:

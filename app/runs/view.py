@@ -23,12 +23,17 @@ from app.core.models import (
 from app.core.settings import get_settings
 from app.i18n import gettext as _
 from app.runs import attempts, report
+from app.runs.explain import Explanation, explain
 from app.runs.schemas import AttemptOut, RunOut
-from minimind.config import STAGES, TrainConfig, stage_schema
+from minimind.config import STAGES, LoraConfig, TrainConfig, parse_api_config, stage_schema
+from minimind.errors import MiniMindError
+from minimind.preflight import adapter_parameters
 from minimind.presets import ModelConfig
 from minimind.run_dir import RunDir, read_json
 
 CHECKPOINTS_SHOWN = 50
+#: ``Run.stage`` of what was brought in as files: nothing was trained
+IMPORTED = "import"
 
 
 @dataclass(frozen=True)
@@ -63,10 +68,13 @@ class RunView:
     run: RunOut
     data: Link
     base: Link | None
+    teacher: Link | None
     tokenizer: Link | None
     pipeline: Link | None
     parent: Link | None
     parameters: int | None
+    #: with adapters alone far fewer
+    trainable_parameters: int | None
     #: that one token passes: fewer with a mixture of experts
     active_parameters: int | None
     sequence_length: int | None
@@ -83,6 +91,8 @@ class RunView:
     choices: list[report.Choice]
     data_report: dict | None
     warnings: report.Warnings
+    #: what its stage does; None for one that this version does not know
+    about: Explanation | None
 
     @property
     def has_ended(self) -> bool:
@@ -112,16 +122,18 @@ def view(session: Session, run: Run) -> RunView:
     newest = checkpoints[-CHECKPOINTS_SHOWN:]
     active_s = _active_seconds(session, run)
     return RunView(
-        run=shown, data=_data(session, run), base=_base(session, run), tokenizer=_tokenizer(session, run),
+        run=shown, data=_data(session, run), base=_checkpoint(session, run.base_checkpoint_id),
+        teacher=_checkpoint(session, run.teacher_checkpoint_id), tokenizer=_tokenizer(session, run),
         pipeline=_pipeline(session, run), parent=_parent(session, run),
         parameters=model.num_parameters() if model is not None else None,
+        trainable_parameters=_trainable(run, model),
         active_parameters=model.num_active_parameters() if model is not None else None,
         sequence_length=resolved.get("max_seq_len"), phases=phases(run), devices=_devices(session, run),
         attempts=attempts.of_run(session, run.id),
         checkpoints=[CheckpointOut.of(c) for c in newest], more_checkpoints=len(checkpoints) - len(newest),
         saving=saving_cost(session, run.id, active_s), active_s=active_s, changed=changed_options(run),
         numbers=report.numbers(session, run), choices=report.choices(resolved), data_report=report.data(session, run),
-        warnings=report.warnings(session, run))
+        warnings=report.warnings(session, run), about=explain(run.stage))
 
 
 def _data(session: Session, run: Run) -> Link:
@@ -129,14 +141,15 @@ def _data(session: Session, run: Run) -> Link:
     return Link(dataset.name, f"/datasets/{dataset.id}") if dataset is not None else Link(_("Starter corpus"))
 
 
-def _base(session: Session, run: Run) -> Link | None:
-    if run.base_checkpoint_id is None:
+def _checkpoint(session: Session, id: str | None) -> Link | None:
+    """What the run starts from, or who teaches it."""
+    if id is None:
         return None
-    base = session.get(Checkpoint, run.base_checkpoint_id)
-    origin = session.get(Run, base.run_id) if base is not None else None
-    if base is None or origin is None:
+    row = session.get(Checkpoint, id)
+    origin = session.get(Run, row.run_id) if row is not None else None
+    if row is None or origin is None:
         return Link(_("a checkpoint that was deleted"))
-    return Link(_("%(name)s, step %(step)s") % {"name": origin.name, "step": f"{base.step:,}"}, f"/runs/{origin.id}")
+    return Link(_("%(name)s, step %(step)s") % {"name": origin.name, "step": f"{row.step:,}"}, f"/runs/{origin.id}")
 
 
 def _tokenizer(session: Session, run: Run) -> Link | None:
@@ -156,6 +169,15 @@ def _parent(session: Session, run: Run) -> Link | None:
     return Link(_("a run that was deleted")) if parent is None else Link(parent.name, f"/runs/{parent.id}")
 
 
+def _trainable(run: Run, model: ModelConfig | None) -> int | None:
+    if model is None or run.stage != LoraConfig.stage_name:
+        return None if model is None else model.num_parameters()
+    try:
+        return adapter_parameters(parse_api_config(run.stage, run.config), model)
+    except MiniMindError:
+        return None  # of another version
+
+
 def phase_labels() -> dict[str, str]:
     return {"import": _("Read the data"), "tokenizer": _("Learn a vocabulary"), "tokenize": _("Turn text into tokens"),
             "compile": _("Build the model"), "train": _("Train"), "eval": _("Evaluate"), "save": _("Save")}
@@ -163,9 +185,11 @@ def phase_labels() -> dict[str, str]:
 
 def phases(run: Run) -> list[Phase]:
     """The way from data to weights; evaluation and saving belong to training."""
+    if run.stage == IMPORTED:
+        return []
     names = ["import", "tokenizer"]
     if issubclass(STAGES.get(run.stage, TrainConfig), TrainConfig):
-        has_tokenizer = run.base_checkpoint_id is not None or run.tokenizer_id is not None
+        has_tokenizer = bool(run.base_checkpoint_id or run.tokenizer_id or run.teacher_checkpoint_id)
         names = ["import", *([] if has_tokenizer else ["tokenizer"]), "tokenize", "compile", "train"]
     progress = run.progress
     current = {"eval": "train", "save": "train"}.get(progress.get("phase"), progress.get("phase"))

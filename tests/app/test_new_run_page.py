@@ -12,7 +12,7 @@ from app.core.db import transaction
 from app.core.models import Dataset
 from app.runs.form import BUDGETS, stage_form, text_of
 from app.runs.prefill import PLACES
-from minimind.config import PATH_KEYS, STAGES, stage_schema
+from minimind.config import ADAPTABLE, PATH_KEYS, STAGES, stage_schema
 from tests import database_rig
 from tests.app.conftest import Api
 from tests.app.test_pages import HOSTILE, assert_clean
@@ -177,6 +177,40 @@ def test_what_fits_the_stage_can_be_chosen(api: Api, tmp_path: Path) -> None:
     assert value(form(api, f"?stage=sft&dataset_id={dialogues}"), "dataset_id") == dialogues
     none = form(api, "?stage=tokenizer")
     assert not none.all(name="base_checkpoint_id") and not none.all(name="budget")
+
+
+def test_a_stage_asks_for_what_it_cannot_do_without(api: Api, tmp_path: Path) -> None:
+    pairs = add_dataset("dpo")
+    text = add_dataset("text")
+    first = form(api, "?stage=lora")
+    (needed,) = first.all("div", data_place="base_checkpoint_id")
+    assert "data-required" in needed.attributes and "There is no checkpoint yet" in needed.text
+    id = add_checkpoint(tmp_path, new_run(api, name="older")["id"])
+    for stage, places in {"pretrain": [], "sft": [], "lora": ["base_checkpoint_id"], "dpo": ["base_checkpoint_id"],
+                          "distill": ["teacher_checkpoint_id"], "tokenizer": []}.items():
+        page = form(api, f"?stage={stage}&base_checkpoint_id={id}&teacher_checkpoint_id={id}")
+        found = [n.attributes["data-place"] for n in page.all("div") if "data-required" in n.attributes]
+        assert found == places, stage
+        if stage != "tokenizer":
+            assert value(page, "base_checkpoint_id") == id
+        assert bool(page.all("select", name="teacher_checkpoint_id")) == (stage == "distill")
+        if stage == "distill":
+            assert value(page, "teacher_checkpoint_id") == id
+    options = {o.attributes["value"] for o in form(api, "?stage=dpo").all("select", name="dataset_id")[0].all("option")}
+    assert options == {"", pairs} and text not in options
+    assert "teacher of this link is not there" in said(form(api, "?stage=distill&teacher_checkpoint_id=nope"))
+    run = new_run(api, stage="distill", teacher_checkpoint_id=id, config={"max_steps": 3})
+    assert value(form(api, f"?clone={run['id']}"), "teacher_checkpoint_id") == id
+
+
+def test_the_options_of_one_stage_come_first_and_open(api: Api) -> None:
+    for stage, group in {"lora": "adapter", "dpo": "preference", "distill": "teacher"}.items():
+        page = form(api, f"?stage={stage}")
+        groups = [d for d in page.all("section", data_stage_part="options")[0].all("details")]
+        assert groups[0].attributes["data-group"] == group and "open" in groups[0].attributes
+        assert not any("open" in d.attributes for d in groups[1:])
+    assert value(form(api, "?stage=lora"), "lora_targets") == ",".join(ADAPTABLE)
+    assert value(form(api, "?stage=lora&lora_targets=k_proj,up_proj"), "lora_targets") == "k_proj,up_proj"
 
 
 def test_a_wrong_link_says_so_kindly(api: Api) -> None:

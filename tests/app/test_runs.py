@@ -18,7 +18,7 @@ from tests.app.conftest import Api
 
 TINY = {"preset": "tiny-cpu", "max_steps": 60}
 FIELDS = {"id", "name", "stage", "state", "desired", "attempt", "progress", "config", "dataset_id",
-          "base_checkpoint_id", "pipeline_id", "created_at", "started_at", "ended_at", "error"}
+          "base_checkpoint_id", "teacher_checkpoint_id", "pipeline_id", "created_at", "started_at", "ended_at", "error"}
 PROGRESS = {"step", "total_steps", "tokens", "loss", "eval_loss", "tokens_per_s", "eta_s", "phase", "phase_done",
             "phase_total", "phase_unit"}
 
@@ -45,12 +45,12 @@ def add_tokenizer(fingerprint: str = "f" * 64, state: str = "ready") -> str:
     return row.id
 
 
-def add_checkpoint(directory: Path, run_id: str, step: int = 10, fingerprint: str = "f" * 64) -> str:
+def add_checkpoint(directory: Path, run_id: str, step: int = 10, fingerprint: str = "f" * 64, **model: int) -> str:
     directory = directory / f"checkpoint-{new_id()}"
     directory.mkdir()
     Manifest(stage="pretrain", step=step, tokens=step * 100, attempt=1, world_size=1, loss=2.5, eval_loss=None,
-             model={"hidden_size": 128}, config_fingerprint="", data_fingerprint="", tokenizer_fingerprint=fingerprint,
-             lineage={}, versions={}, created_at=1.0).seal(directory)
+             model={"hidden_size": 128, **model}, config_fingerprint="", data_fingerprint="",
+             tokenizer_fingerprint=fingerprint, lineage={}, versions={}, created_at=1.0).seal(directory)
     with transaction() as session:
         row = Checkpoint(id=new_id(), run_id=run_id, attempt=1, stage="pretrain", step=step, tokens=step * 100,
                          bytes=1000, loss=2.5, eval_loss=None, path=str(directory), state="ready",
@@ -177,6 +177,88 @@ def test_what_a_run_stands_on_must_fit(api: Api) -> None:
         shutil.rmtree(session.get(Checkpoint, base).path)
     assert "no longer there" in problems(api.post("/runs", {"stage": "sft", "base_checkpoint_id": base}))[
         "base_checkpoint_id"]
+
+
+def test_some_stages_change_a_model_that_is_there_already(api: Api) -> None:
+    for stage in ("lora", "dpo"):
+        said = problems(api.post("/runs", {"stage": stage, "config": {"max_steps": 1}}))
+        assert said.keys() == {"base_checkpoint_id"} and "needs a base checkpoint" in said["base_checkpoint_id"]
+    base = add_checkpoint(api.data_dir, new_run(api)["id"])
+    pairs, text = add_dataset("dpo"), add_dataset("text")
+    assert "It learns from: dpo." in problems(api.post("/runs", {
+        "stage": "dpo", "base_checkpoint_id": base, "dataset_id": text}))["dataset_id"]
+    run = new_run(api, stage="dpo", base_checkpoint_id=base, dataset_id=pairs, config={"max_steps": 1, "beta": 0.2})
+    assert (run["stage"], run["base_checkpoint_id"], run["teacher_checkpoint_id"]) == ("dpo", base, None)
+    adapted = new_run(api, stage="lora", base_checkpoint_id=base, config={"max_steps": 1, "lora_targets": ["v_proj"]})
+    assert adapted["config"]["lora_targets"] == ["v_proj"]
+    said = problems(api.post("/runs", {"stage": "lora", "base_checkpoint_id": base,
+                                       "config": {"lora_targets": ["x_proj"], "lora_rank": 0}}))
+    assert said.keys() == {"config.lora_targets", "config.lora_rank"}
+    experts = add_checkpoint(api.data_dir, run["id"], num_experts=4)
+    said = problems(api.post("/runs", {"stage": "lora", "base_checkpoint_id": experts,
+                                       "config": {"lora_targets": ["q_proj", "up_proj"]}}))
+    assert "has experts where up_proj would be" in said["config.lora_targets"]
+    new_run(api, stage="lora", base_checkpoint_id=experts, config={"max_steps": 1})  # all: those that it has
+
+
+def test_a_student_needs_a_teacher_of_its_own_words(api: Api) -> None:
+    first = new_run(api)["id"]
+    teacher = add_checkpoint(api.data_dir, first)
+    other = add_checkpoint(api.data_dir, first, step=11, fingerprint="e" * 64)
+
+    def refused(**body: object) -> dict[str, str]:
+        for path in ("/runs", "/preflight"):
+            said = problems(api.post(path, {"stage": "distill", "config": {"max_steps": 1}, **body}))
+        return said
+
+    assert "needs a teacher" in refused()["teacher_checkpoint_id"]
+    assert "no checkpoint of this id" in refused(teacher_checkpoint_id="nope")["teacher_checkpoint_id"]
+    assert "another tokenizer than the student's base checkpoint" in refused(
+        teacher_checkpoint_id=teacher, base_checkpoint_id=other)["teacher_checkpoint_id"]
+    strange = add_tokenizer("e" * 64)
+    assert "another tokenizer than the student's tokenizer" in refused(
+        teacher_checkpoint_id=teacher, config={"tokenizer": strange})["teacher_checkpoint_id"]
+    assert "Use teacher_checkpoint_id." in refused(config={"teacher_weight": "/x"}, teacher_checkpoint_id=teacher)[
+        "config.teacher_weight"]
+    said = problems(api.post("/runs", {"stage": "pretrain", "teacher_checkpoint_id": teacher}))
+    assert said.keys() == {"teacher_checkpoint_id"} and "pretrain has no teacher" in said["teacher_checkpoint_id"]
+    for body in ({}, {"base_checkpoint_id": add_checkpoint(api.data_dir, new_run(api)["id"])},
+                 {"config": {"tokenizer": add_tokenizer(), "max_steps": 1}}):
+        run = new_run(api, stage="distill", **{"config": {"max_steps": 1}, "teacher_checkpoint_id": teacher, **body})
+        assert run["teacher_checkpoint_id"] == teacher == api.get(f"/runs/{run['id']}").json()["teacher_checkpoint_id"]
+    copy = api.post(f"/runs/{run['id']}/clone").json()
+    assert copy["teacher_checkpoint_id"] == teacher
+    end(first, "starting", "running", "completed")
+    answer = api.http.delete(f"/api/v1/runs/{first}")
+    assert answer.status_code == 409 and "is taught by a checkpoint of this one" in answer.json()["error"]["message"]
+    with transaction() as session:
+        session.get(Checkpoint, teacher).state = "corrupt"
+        session.get(Checkpoint, teacher).problem = "A file differs."
+    assert "is damaged: A file differs." in refused(teacher_checkpoint_id=teacher)["teacher_checkpoint_id"]
+
+
+def test_preflight_of_each_stage_counts_what_only_it_has(api: Api) -> None:
+    first = new_run(api)["id"]
+    base, config = add_checkpoint(api.data_dir, first), {"max_steps": 10, "preset": "tiny-cpu"}
+
+    def needs(stage: str, **body: object) -> dict:
+        answer = api.post("/preflight", {"stage": stage, "config": config, **body})
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    plain = needs("sft", base_checkpoint_id=base)
+    assert plain["trainable_parameters"] == plain["parameters"] and plain["sequences_per_example"] == 1
+    lora = needs("lora", base_checkpoint_id=base)
+    assert lora["parameters"] == plain["parameters"] > 5 * lora["trainable_parameters"] > 0
+    assert lora["memory_bytes"] < plain["memory_bytes"] and lora["checkpoint_bytes"] < plain["checkpoint_bytes"]
+    dpo = needs("dpo", base_checkpoint_id=base)
+    assert dpo["sequences_per_example"] == 2 and dpo["reference_flops"] > 0
+    student = needs("distill", teacher_checkpoint_id=base)
+    assert student["teacher_parameters"] == plain["parameters"] and student["memory"]["teacher"] > 0
+    assert 0 < student["teacher_flops"] < student["total_flops"]
+    stages = {s["name"]: s for s in api.get("/stages").json()["items"]}
+    assert [name for name, s in stages.items() if s["needs_base"]] == ["lora", "dpo"]
+    assert "teacher_weight" not in stages["distill"]["schema"]["properties"]
 
 
 def test_a_full_disk_is_said_before_the_run(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,3 +421,10 @@ def test_hostile_ids_and_names_open_nothing(api: Api) -> None:
     watching = False
     data = str(api.data_dir)
     assert [p for p in opened if not p.startswith(data) and ("passwd" in p or any(n in p for n in NAMES[:4]))] == []
+
+
+@pytest.mark.parametrize("path", ["/runs", "/preflight", "/pipelines"])
+def test_a_stage_without_a_name_is_said(api: Api, path: str) -> None:
+    asked = {"name": "x", "stages": [{"stage": ""}]} if path == "/pipelines" else {"stage": ""}
+    [(field, said)] = problems(api.post(path, asked)).items()
+    assert field.endswith("stage") and "has no name" in said

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from minimind.config import parse_config
+from minimind.lora import adapter_for, attach, flops_per_token
 from minimind.model import MiniMindForCausalLM
 from minimind.preflight import memory_of, preflight
 from minimind.presets import PRESETS, ModelConfig
@@ -61,3 +62,70 @@ def test_gradient_checkpointing_saves_activations_alone() -> None:
     assert again.memory["activations"] < plain.memory["activations"] / 4  # eight layers
     assert {k: v for k, v in again.memory.items() if k != "activations"} == {
         k: v for k, v in plain.memory.items() if k != "activations"}
+
+
+@pytest.mark.parametrize("values", [
+    {}, {"lora_rank": 3, "lora_targets": ["q_proj", "k_proj", "down_proj"]}, {"preset": "minimind-3-moe"}])
+def test_adapters_are_those_of_the_built_model(values: dict) -> None:
+    config = parse_config("lora", {"max_steps": 10, **values})
+    shape = PRESETS[values.get("preset", "tiny-cpu")].model
+    result = preflight(config, base_model=shape.as_dict())
+    with torch.device("meta"):
+        model = MiniMindForCausalLM(shape)
+        attach(model, adapter_for(config, shape))
+    learnt = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert result.trainable_parameters == learnt < result.parameters / 4
+    seq_len = result.tokens_per_step // config.step_shape(PRESETS[result.preset], 1)[2]
+    assert result.flops_per_token == flops_per_token(model, seq_len)
+    assert result.memory["weights"] == 4 * (result.parameters + learnt)
+    assert (result.memory["gradients"], result.memory["optimizer"]) == (4 * learnt, 8 * learnt)
+    assert result.checkpoint_bytes == 12 * learnt + (1 << 20)
+
+
+def test_muon_keeps_half_as_much_of_an_adapter() -> None:
+    base = PRESETS["tiny-cpu"].model.as_dict()
+    adamw, muon = (preflight(parse_config("lora", {"optimizer": name}), base_model=base) for name in ("adamw", "muon"))
+    assert muon.memory["optimizer"] * 2 == adamw.memory["optimizer"]
+
+
+def test_a_pair_is_two_sequences_and_the_reference_reads_each_once() -> None:
+    values = {"batch_size": 4, "accumulation_steps": 1, "max_seq_len": 100, "epochs": 3}
+    base = PRESETS["tiny-cpu"].model
+    result = preflight(parse_config("dpo", values), base_model=base.as_dict(), dataset_tokens=2000)
+    assert (result.sequences_per_example, result.tokens_per_step, result.total_tokens) == (2, 4 * 2 * 100, 6000)
+    assert result.memory["activations"] == memory_of(base, 4 * 2 * 100)["activations"]
+    forward = base.flops_per_token(100) / 3
+    assert result.reference_flops == pytest.approx(2000 * forward)
+    assert result.total_flops == pytest.approx(6000 * 3 * forward + result.reference_flops)
+    alone = preflight(parse_config("dpo", {**values, "loss_type": "simpo"}), base_model=base.as_dict(),
+                      dataset_tokens=2000)
+    assert alone.reference_flops is None and alone.total_flops == pytest.approx(6000 * 3 * forward)
+    assert alone.trainable_parameters == alone.parameters == base.num_parameters()
+
+
+def test_a_teacher_is_weights_and_a_forward_pass() -> None:
+    teacher = PRESETS["minimind-3"].model
+    config = parse_config("distill", {"max_steps": 10, "preset": "tiny-cpu"})
+    alone, taught = preflight(config), preflight(config, teacher_model=teacher.as_dict())
+    assert taught.teacher_parameters == teacher.num_parameters()
+    assert taught.memory["teacher"] == 4 * teacher.num_parameters()
+    assert taught.memory_bytes == sum(taught.memory.values()) and taught.model["vocab_size"] == teacher.vocab_size
+    student = ModelConfig.from_dict(taught.model)
+    per_token = student.flops_per_token(256) + teacher.flops_per_token(256) / 3
+    assert taught.flops_per_token == pytest.approx(per_token) and alone.teacher_flops is None
+    assert taught.teacher_flops == pytest.approx(taught.total_tokens * teacher.flops_per_token(256) / 3)
+    assert taught.total_flops == pytest.approx(taught.total_tokens * per_token)
+    half = preflight(config, teacher_model=teacher.as_dict(), has_gpu=True)
+    assert half.memory["teacher"] == 2 * teacher.num_parameters()
+
+
+@pytest.mark.parametrize(("stage", "values", "more", "words"), [
+    ("lora", {"lora_rank": 512}, {"base_model": PRESETS["tiny-cpu"].model.as_dict()}, "save nothing"),
+    ("dpo", {"simpo_gamma": 1.0}, {}, "simpo alone"),
+    ("distill", {"alpha": 1.0}, {}, "nothing of what the teacher"),
+    ("distill", {"preset": "small-cpu"}, {"teacher_model": PRESETS["tiny-cpu"].model.as_dict()}, "usually the teacher"),
+    ("dpo", {"learning_rate": 0.1}, {"base_model": PRESETS["tiny-cpu"].model.as_dict()}, "diverge"),
+])
+def test_warnings_of_one_stage(stage: str, values: dict, more: dict, words: str) -> None:
+    assert any(words in w for w in preflight(parse_config(stage, values), **more).warnings)
+    assert not any(words in w for w in preflight(parse_config(stage, {}), **more).warnings)

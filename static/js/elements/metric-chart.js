@@ -88,7 +88,7 @@ class MetricChart extends HTMLElement {
       cursor: { sync: { key: cursors.key, setSeries: false, filters: { pub: (type) => type === "mousemove" || type === "mouseleave" } }, drag: { x: true, y: false, setScale: false }, points: { size: 7 } },
       scales: {
         x: { time: false, range: (u, low, high) => widened(...(this.view.range ?? [low, high])) },
-        y: { distr: isLog ? 3 : 1, range: (u) => extent(u.data.slice(1), isLog, u.series[0].idxs ?? undefined, this.kind.floor) },
+        y: { distr: isLog ? 3 : 1, range: (u) => extent(u.data.slice(1), isLog, u.series[0].idxs ?? undefined, this.kind) },
       },
       axes: [
         { ...axis, size: 34, space: 70, values: (u, ticks) => ticks.map((tick) => axisNumber(tick)) },

@@ -3,7 +3,7 @@
 import { h, setText, svg } from "../lib/dom.js";
 import { bytes, compact, duration, integer, NOTHING } from "../lib/format.js";
 import { t } from "../lib/i18n.js";
-import { memoryParts, parameterParts, work } from "../lib/run-outlook.js";
+import { memoryParts, ownNeeds, parameterParts, work } from "../lib/run-outlook.js";
 
 const BAR_WIDTH = 100;
 
@@ -47,7 +47,7 @@ class PreflightCard extends HTMLElement {
       parameters: compact(answer.parameters), total_steps: answer.total_steps === null ? this.#unknownSteps(answer) : integer(answer.total_steps),
       tokens_per_step: integer(answer.tokens_per_step), total_tokens: compact(answer.total_tokens),
       tokens_per_parameter: compact(perParameter), time: answer.time_s === null ? t("not known yet") : duration(answer.time_s),
-      work: this.#work(answer, hasWeights), memory: bytes(answer.memory_bytes),
+      work: this.#work(answer, hasWeights), own: ownNeeds(answer), memory: bytes(answer.memory_bytes),
       memory_title: answer.world_size > 1 ? t("Memory of each of %(count)s ranks", { count: answer.world_size }) : t("Memory of the device"),
       memory_note: gpuBytes !== null && answer.memory_bytes > gpuBytes
         ? t("The largest GPU here has %(size)s. Try a smaller batch size, or a smaller model.", { size: bytes(gpuBytes) }) : "",

@@ -61,7 +61,7 @@ class RunCharts extends RunElement {
 
   /** Make the charts that the run has numbers for; those that are there stay as and where they are. */
   #arrange(keys) {
-    const groups = chartsOf(this.hasAttribute("brief") ? [] : keys);
+    const groups = chartsOf(this.hasAttribute("brief") ? [] : keys, this.getAttribute("stage") ?? "");
     const ids = groups.map(({ charts }) => charts.map(({ name }) => name).join(" "));
     if (ids.join() === this.arranged) return;
     this.arranged = ids.join();

@@ -16,13 +16,10 @@ class RunForm extends HTMLElement {
     this.form = this.querySelector("form");
     this.card = this.querySelector("preflight-card");
     this.button = this.querySelector("[type=submit]");
-    this.budgets = dataOf(this, "budgets");
-    this.presets = dataOf(this, "presets");
-    this.machines = dataOf(this, "machines");
+    [this.budgets, this.presets, this.machines] = ["budgets", "presets", "machines"].map((name) => dataOf(this, name));
     this.remembered = {}; // texts of every stage that was shown: a switch back finds them again
     this.datasets = {}; // by stage: few fit two of them
-    this.problems = [];
-    this.theirs = [];
+    this.problems = this.theirs = [];
     this.soon = debounced(() => this.#ask(), ASK_AFTER_MS);
     this.form.addEventListener("input", (event) => event.target.name === "stage" || this.#changed());
     this.form.addEventListener("change", (event) => event.target.name === "stage" && this.#switchStage());
@@ -75,7 +72,7 @@ class RunForm extends HTMLElement {
       if (isChanged(spec, state.values[spec.name])) this.remembered[spec.name] = state.values[spec.name];
       else delete this.remembered[spec.name];
     }
-    for (const name of ["base_checkpoint_id", "budget"]) if (form.elements[name]) this.remembered[name] = state[name];
+    for (const name of ["base_checkpoint_id", "teacher_checkpoint_id", "budget"]) if (form.elements[name]) this.remembered[name] = state[name];
     this.datasets[state.stage] = state.dataset_id;
   }
 
@@ -102,6 +99,11 @@ class RunForm extends HTMLElement {
     this.asking?.abort();
     const asking = (this.asking = new AbortController());
     history.replaceState(null, "", `/runs/new?${query(this.state, this.specs, this.dataset.clone)}`);
+    const unchosen = this.own.filter(({ isUnchosen }) => isUnchosen).map(({ field }) => labelOf(this.form, field)).join(", ");
+    if (unchosen) { // what the numbers depend on most: there is nothing to ask yet
+      this.card.fail(t("The numbers come once this is chosen: %(what)s.", { what: unchosen }));
+      return this.#show([]);
+    }
     this.card.wait();
     this.#show(this.theirs);
     const said = JSON.stringify(this.body);

@@ -78,9 +78,9 @@ export function aligned(parts) {
 
 /**
  * The smallest and largest finite value, a little widened; on a logarithmic axis only positive ones count. With a
- * `floor` a linear axis begins there.
+ * `floor` a linear axis begins there, and with a `ceiling` it reaches up to it.
  */
-export function extent(columns, isLog, [low, high] = [0, Infinity], floor = null) {
+export function extent(columns, isLog, [low, high] = [0, Infinity], { floor = null, ceiling = null } = {}) {
   let least = Infinity;
   let most = -Infinity;
   for (const column of columns) {
@@ -93,6 +93,7 @@ export function extent(columns, isLog, [low, high] = [0, Infinity], floor = null
   }
   if (least > most) return isLog ? [0.1, 1] : [0, 1];
   if (isLog) return [least / 1.15, most * 1.15];
+  if (floor !== null && ceiling !== null) return [floor, Math.max(ceiling, most)];
   if (floor !== null) return [floor, most > floor ? most + (most - floor) * 0.06 : floor + 1];
   const size = Math.max(Math.abs(least), Math.abs(most));
   const room = (isWide(least, most) ? most - least : size || 1) * 0.06;

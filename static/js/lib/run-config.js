@@ -64,7 +64,8 @@ export function active(specs, budget, budgets) {
 
 /**
  * The body of POST /runs, and what is wrong or missing before it is even sent.
- * @param state {stage, name, dataset_id, base_checkpoint_id, devices, ranks, priority, tags, notes, budget, values}
+ * @param state {stage, name, dataset_id, base_checkpoint_id, teacher_checkpoint_id, devices, ranks, priority, tags,
+ *   notes, budget, values, needed}: `needed` names the places that this stage cannot do without
  */
 export function request(state, specs, budgets) {
   const problems = [];
@@ -76,14 +77,22 @@ export function request(state, specs, budgets) {
     const text = state.values[spec.name] ?? "";
     const { value, problem } = parsed(spec, text);
     if (problem) note(spec.name, problem);
-    else if (value === undefined && spec.default === "" && BUDGET_OPTIONS.has(spec.name)) {
+    else if (spec.kind === "choices" && text === "" && spec.default !== "") {
+      note(spec.name, { message: t("Choose one at least."), hint: "" });
+    } else if (value === undefined && spec.default === "" && BUDGET_OPTIONS.has(spec.name)) {
       const message = spec.name === "max_minutes" ? t("Say how many minutes") : t("Say how many steps");
       note(spec.name, { message, hint: "", isMissing: true });
     } else if (isChanged(spec, text)) config[spec.name] = value;
   }
   body.config = config;
   if (state.dataset_id) body.dataset_id = state.dataset_id;
-  if (state.base_checkpoint_id) body.base_checkpoint_id = state.base_checkpoint_id;
+  for (const name of ["base_checkpoint_id", "teacher_checkpoint_id"]) {
+    if (state[name]) body[name] = state[name];
+    else if (state.needed?.includes(name)) {
+      note(name, { message: name === "base_checkpoint_id" ? t("Choose a base checkpoint") : t("Choose a teacher"),
+                   hint: "", isMissing: true, isUnchosen: true });
+    }
+  }
   const devices = devicesOf(state, note);
   if (devices !== "auto") body.devices = devices;
   const priority = parsed({ kind: "integer" }, state.priority);
@@ -122,6 +131,7 @@ export function query(state, specs, clone = null) {
   put("name", state.name);
   put("dataset_id", state.dataset_id);
   put("base_checkpoint_id", state.base_checkpoint_id);
+  put("teacher_checkpoint_id", state.teacher_checkpoint_id ?? "");
   put("budget", state.budget, budgetOf(state.values));
   for (const spec of specs) if (isChanged(spec, state.values[spec.name] ?? "")) put(spec.name, state.values[spec.name].trim());
   put("devices", state.devices, "auto");
@@ -163,7 +173,7 @@ function quoted(word) {
 
 /** Whether the command line leaves something out that has an id here. */
 export function hasIds(body) {
-  return Boolean(body.dataset_id || body.base_checkpoint_id || body.config.tokenizer);
+  return Boolean(body.dataset_id || body.base_checkpoint_id || body.teacher_checkpoint_id || body.config.tokenizer);
 }
 
 /** The control that a problem of the API belongs to: "config.batch_size" and "devices.count" -> their fields. */

@@ -5,7 +5,7 @@ import { dataOf, setText } from "./dom.js";
 import { isChanged } from "./run-config.js";
 import { t, tn } from "./i18n.js";
 
-const PLACES = ["stage", "name", "dataset_id", "base_checkpoint_id", "devices", "ranks", "priority", "tags", "notes", "budget"];
+const PLACES = ["stage", "name", "dataset_id", "base_checkpoint_id", "teacher_checkpoint_id", "devices", "ranks", "priority", "tags", "notes", "budget"];
 
 const optionsOf = (root) => [...root.querySelectorAll("[data-field]")];
 
@@ -32,7 +32,7 @@ export function reset(field) {
 
 /** Every text of the form; what a stage does not have is "not given". */
 export function stateOf(form) {
-  const state = { values: {} };
+  const state = { values: {}, needed: [...form.querySelectorAll("[data-required]")].map((field) => field.dataset.place) };
   for (const name of PLACES) state[name] = form.elements[name]?.value ?? "";
   state.devices ||= "auto";
   state.budget ||= "passes";
@@ -128,8 +128,8 @@ export function replaceParts(form, fresh) {
     [shown, fresh.querySelector(`[data-stage-part="${shown.dataset.stagePart}"]`)]));
   if (pairs.some(([, part]) => !part)) throw new Error("some other page"); // all parts or none
   for (const [shown, part] of pairs) {
-    for (const group of shown.querySelectorAll("details[open]")) {
-      part.querySelector(`[data-group="${group.dataset.group}"]`)?.setAttribute("open", "");
+    for (const group of shown.querySelectorAll("details")) {
+      part.querySelector(`[data-group="${group.dataset.group}"]`)?.toggleAttribute("open", group.open);
     }
     shown.replaceWith(part);
   }

@@ -1,6 +1,6 @@
 // What preflight's numbers mean in words, and when a queued run would start.
 
-import { compact, duration } from "./format.js";
+import { compact, duration, percent } from "./format.js";
 import { t, tn } from "./i18n.js";
 
 /** Where a decoder's parameters are; the same sums as minimind.presets. */
@@ -21,8 +21,29 @@ export function parameterParts(model) {
 
 export function memoryParts(memory) {
   const words = { weights: t("weights"), gradients: t("gradients"), optimizer: t("optimizer"),
-                  activations: t("activations") };
+                  activations: t("activations"), teacher: t("teacher") };
   return Object.entries(memory).map(([name, value]) => ({ label: words[name] ?? name, value }));
+}
+
+/** What a stage does besides a plain step, in a sentence; empty where there is nothing. `answer`: of POST /preflight. */
+export function ownNeeds(answer) {
+  if (answer.parameters !== null && answer.trainable_parameters < answer.parameters) {
+    return t("%(learnt)s numbers are learnt, %(share)s of the model; the others are frozen and need neither gradients nor an optimizer.", {
+      learnt: compact(answer.trainable_parameters), share: percent(answer.trainable_parameters / answer.parameters) });
+  }
+  if (answer.sequences_per_example === 2) {
+    const pair = t("Each pair is two sequences, read one behind the other.");
+    if (answer.reference_flops === null) return pair;
+    const once = t("Before step 1 the base checkpoint reads all of them once: %(count)s operations.", { count: compact(answer.reference_flops) });
+    return `${pair} ${once}`;
+  }
+  if (answer.teacher_parameters !== null) {
+    const who = t("The teacher has %(count)s parameters and reads every token too.", { count: compact(answer.teacher_parameters) });
+    if (answer.teacher_flops === null) return who;
+    const part = t("That is %(share)s of all operations.", { share: percent(answer.teacher_flops / answer.total_flops) });
+    return `${who} ${part}`;
+  }
+  return "";
 }
 
 /** FLOPs as an amount that one can imagine: how long a device of a known speed works on them. */
