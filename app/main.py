@@ -17,9 +17,11 @@ from app import live, web
 from app.auth import routes as auth_routes
 from app.auth.guard import Guard
 from app.chat import routes as chat_routes
+from app.checkpoints import export_routes, import_routes
 from app.checkpoints import routes as checkpoints_routes
 from app.compression import Compression
 from app.core import errors, logging
+from app.datasets import format_check, teacher_routes
 from app.datasets import routes as datasets_routes
 from app.datasets.service import sweep_uploads
 from app.jobs import routes as jobs_routes
@@ -69,8 +71,9 @@ def create_app(*, own_process: bool = True) -> FastAPI:
     app.state.sockets = Counter()
     errors.install(app)
     api = APIRouter(prefix="/api/v1")
-    for feature in (system_routes, runs_routes, pipelines_routes, datasets_routes, tokenizers_routes,
-                    checkpoints_routes, chat_routes, jobs_routes, auth_routes, live):
+    for feature in (system_routes, runs_routes, pipelines_routes, datasets_routes, format_check, teacher_routes,
+                    tokenizers_routes, checkpoints_routes, export_routes, import_routes, chat_routes, jobs_routes,
+                    auth_routes, live):
         api.include_router(feature.router)
     app.include_router(api)
     app.include_router(openai_routes.router)

@@ -25,6 +25,7 @@ from app.pipelines import pages as pipelines_pages
 from app.rendering import STATIC, page
 from app.runs import new_page as runs_new_page
 from app.runs import pages as runs_pages
+from app.runs import stage_pages
 from app.runs.queries import any_run
 from app.static_files import BuiltFiles
 from app.system import pages as system_pages
@@ -89,8 +90,8 @@ def favicon() -> Response:
 def install(app: FastAPI) -> None:
     app.state.error_page = error_page
     app.include_router(router, dependencies=[Depends(speak)])
-    for feature in (runs_new_page, runs_pages, pipelines_pages, datasets_pages, checkpoints_pages, chat_pages,
-                    system_pages):
+    for feature in (runs_new_page, runs_pages, stage_pages, pipelines_pages, datasets_pages, checkpoints_pages,
+                    chat_pages, system_pages):
         app.include_router(feature.router, dependencies=[Depends(speak)])
     app.mount("/static/dist", BuiltFiles(directory=STATIC / "dist", check_dir=False), name="dist")
     app.mount("/static", StaticFiles(directory=STATIC), name="static")

@@ -33,7 +33,7 @@ import torch  # noqa: E402
 from torch.autograd import DeviceType  # noqa: E402
 from torch.profiler import ProfilerActivity, profile, record_function  # noqa: E402
 
-from minimind import model as model_module  # noqa: E402
+from minimind import objectives  # noqa: E402
 from minimind.attention import KERNELS, choose_kernel, missing_for  # noqa: E402
 from minimind.data import starter  # noqa: E402
 from minimind.data.cache import content_hash, open_cache  # noqa: E402
@@ -143,14 +143,14 @@ class Bench:
         on_gpu = self.device.type == "cuda"
         stepper, sampler = self.stepper(setup)
         _, step = take_steps(stepper, sampler, 1, WARM_UP_STEPS)
-        compute_loss = model_module.linear_cross_entropy
+        compute_loss = objectives.linear_cross_entropy
 
         def named(*arguments: torch.Tensor) -> torch.Tensor:
             with record_function(LOSS):
                 return compute_loss(*arguments)
 
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
-        with mock.patch.object(model_module, "linear_cross_entropy", named), profile(activities=activities) as profiler:
+        with mock.patch.object(objectives, "linear_cross_entropy", named), profile(activities=activities) as profiler:
             take_steps(stepper, sampler, step, PROFILED_STEPS)
         events = list(profiler.events())
         spent = Counter[str]()

@@ -4,6 +4,8 @@ Order of a save (all ranks take part): directory aside -> every rank writes and 
 worked -> rank 0 writes the manifest -> rename -> fsync of the parent. A kill at any moment leaves either no
 checkpoint or a whole one; what was written aside is removed by the next attempt. A checkpoint never changes once it
 is there: the same step of the same attempt is not written twice.
+
+Of a model with adapters (minimind/lora.py) the adapters alone are saved; what they stand on lies once in the run.
 """
 
 from __future__ import annotations
@@ -22,9 +24,12 @@ from torch import Tensor
 
 from minimind.distributed import World
 from minimind.errors import CheckpointError
+from minimind.formats.adapters import BASE_PLACE, merged_checkpoint, read_adapter
 from minimind.formats.hf_config import hf_config
 from minimind.formats.huggingface import read_safetensors
+from minimind.formats.peft import ADAPTER_FILE, read_peft, save_peft
 from minimind.formats.tensors import check_fit, cleaned
+from minimind.lora import adapter_weights, check_adapter, load_adapter, merged
 from minimind.manifest import Manifest, damage_of, in_order, sha256_of
 from minimind.model import MiniMindForCausalLM
 from minimind.presets import ModelConfig
@@ -35,6 +40,8 @@ from minimind.tokenizer import Tokenizer
 
 WEIGHTS_FILE, OPTIMIZER_FILE, TRAINER_FILE, CONFIG_FILE = ("model.safetensors", "optimizer.pt", "trainer.json",
                                                            "config.json")
+#: what the objective keeps (``Objective.state``), where it keeps anything
+OBJECTIVE_FILE = "objective.safetensors"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: free space must exceed the expected size by this factor
 SPACE_FACTOR = 1.2
@@ -64,8 +71,11 @@ def set_random_state(state: dict, device: torch.device) -> None:
 
 
 def save_checkpoint(run_dir: RunDir, world: World, manifest: Manifest, model: MiniMindForCausalLM, optimizer: dict,
-                    trainer: dict, tokenizer: Tokenizer) -> Path:
-    """Write one checkpoint; every rank calls this at the same step. Raises ``SaveFailed`` on all ranks or none."""
+                    trainer: dict, tokenizer: Tokenizer, objective: dict[str, Tensor] | None = None) -> Path:
+    """Write one checkpoint; every rank calls this at the same step. Raises ``SaveFailed`` on all ranks or none.
+
+    ``objective``: what the objective needs to go on, if anything.
+    """
     final = run_dir.checkpoint(manifest.step, manifest.attempt)
     is_there = world.is_main and _is_whole(final)
     if not world.all_true(not is_there):  # training is repeatable: the same attempt was here before with these weights
@@ -78,7 +88,7 @@ def save_checkpoint(run_dir: RunDir, world: World, manifest: Manifest, model: Mi
         hashes: dict[str, str] = {}
         try:
             if world.is_main:
-                hashes = _write_main(aside, model, optimizer, trainer, tokenizer)
+                hashes = _write_main(aside, model, optimizer, trainer, tokenizer, objective or {})
             torch.save(random_state(world.device), aside / f"rng-rank{world.rank}.pt")
             _fsync(aside / f"rng-rank{world.rank}.pt")
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -123,15 +133,22 @@ def _begin(run_dir: RunDir, aside: Path, attempt: int, model: MiniMindForCausalL
 
 
 def _write_main(aside: Path, model: MiniMindForCausalLM, optimizer: dict, trainer: dict,
-                tokenizer: Tokenizer) -> dict[str, str]:
+                tokenizer: Tokenizer, objective: dict[str, Tensor]) -> dict[str, str]:
     """Rank 0's files, on the disk; the sha256 of the large ones, which are hashed while others are written."""
     with ThreadPoolExecutor(2) as pool:
         hashes: dict[str, Future[str]] = {}
-        save_weights(model.named_weights(), aside / WEIGHTS_FILE)
-        hashes[WEIGHTS_FILE] = pool.submit(sha256_of, aside / WEIGHTS_FILE)
+        if model.adapter is None:
+            name = WEIGHTS_FILE
+            save_weights(model.named_weights(), aside / name)
+        else:
+            name = ADAPTER_FILE
+            save_peft(aside, model.adapter, adapter_weights(model), BASE_PLACE)
+        hashes[name] = pool.submit(sha256_of, aside / name)
         torch.save(optimizer, aside / OPTIMIZER_FILE)
         hashes[OPTIMIZER_FILE] = pool.submit(sha256_of, aside / OPTIMIZER_FILE)
         tokenizer.save(aside)
+        if objective:
+            save_weights(objective, aside / OBJECTIVE_FILE)
         reached("before_fsync")
         for path in aside.iterdir():
             _fsync(path)
@@ -166,7 +183,8 @@ def _put_into_place(run_dir: RunDir, aside: Path, final: Path, attempt: int) -> 
 
 
 def _check_space(run_dir: RunDir, model: MiniMindForCausalLM, optimizer: dict) -> None:
-    expected = sum(p.numel() * p.element_size() for p in model.parameters())
+    saved = model.parameters() if model.adapter is None else adapter_weights(model).values()
+    expected = sum(p.numel() * p.element_size() for p in saved)
     expected += sum(v.numel() * v.element_size() for part in optimizer.values()
                     for state in part["state"].values() for v in state.values() if isinstance(v, Tensor))
     needed = int(expected * SPACE_FACTOR) + (1 << 20)
@@ -223,10 +241,19 @@ def apply_retention(run_dir: RunDir, total_steps: int, keep: int) -> list[Path]:
 
 
 def load_weights(model: MiniMindForCausalLM, directory: Path) -> None:
-    """Raises ``CheckpointError`` where the file is missing, or names the first tensor that does not fit the model."""
+    """A whole model's. Raises ``CheckpointError`` where the file is missing, or names the first tensor that does not
+    fit the model."""
     weights = cleaned(read_safetensors(directory / WEIGHTS_FILE), model.config.tie_word_embeddings)
     check_fit(weights, model.config, directory / WEIGHTS_FILE)
     model.load_weights(weights)
+
+
+def load_learnt(model: MiniMindForCausalLM, directory: Path) -> None:
+    """What a checkpoint of this model's training holds: the adapters of one that carries them, else the weights."""
+    if model.adapter is None:
+        load_weights(model, directory)
+    else:
+        load_adapter(model, read_peft(directory)[1], directory / ADAPTER_FILE)
 
 
 def load_training_state(directory: Path, world: World) -> tuple[dict, dict, dict | None]:
@@ -240,13 +267,28 @@ def load_training_state(directory: Path, world: World) -> tuple[dict, dict, dict
     return optimizer, trainer, rng
 
 
-def load_model(directory: Path | str, device: str | torch.device = "cpu") -> tuple[MiniMindForCausalLM, Tokenizer]:
-    """A verified checkpoint's model in float32 and its tokenizer. Raises ``CheckpointError``."""
+def load_model(directory: Path | str, device: str | torch.device = "cpu",
+               adapter: Path | str | None = None) -> tuple[MiniMindForCausalLM, Tokenizer]:
+    """A verified checkpoint's model in float32 and its tokenizer. A lora checkpoint is its base with its adapters in
+    the matrices; ``adapter`` (whatever ``formats.adapters.read_adapter`` knows) goes into them on top.
+
+    Raises ``CheckpointError``.
+    """
     directory = Path(directory)
     manifest = Manifest.read(directory)
     manifest.verify(directory)
+    config = ModelConfig.from_dict(manifest.model)
+    if manifest.adapter is None:
+        weights, place = cleaned(read_safetensors(directory / WEIGHTS_FILE), config.tie_word_embeddings), WEIGHTS_FILE
+    else:
+        weights, place = merged_checkpoint(directory, manifest), ADAPTER_FILE
+    check_fit(weights, config, directory / place)
+    if adapter is not None:
+        what, small = read_adapter(adapter)
+        check_adapter(small, what, config, adapter)
+        weights = merged(weights, what, small)
     with torch.device("meta"):
-        model = MiniMindForCausalLM(ModelConfig.from_dict(manifest.model))
+        model = MiniMindForCausalLM(config)
     model.to_empty(device="cpu")
-    load_weights(model, directory)
+    model.load_weights(weights)
     return model.to(device), Tokenizer.load(directory)

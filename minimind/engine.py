@@ -167,12 +167,24 @@ class Engine:
         self.dtype = parameter.dtype
 
     @classmethod
-    def from_checkpoint(cls, path: Path | str, device: str | torch.device = "cpu") -> Engine:
-        """Load a checkpoint directory. Raises ``CheckpointError`` where it is missing or damaged."""
+    def from_checkpoint(cls, path: Path | str, device: str | torch.device = "cpu",
+                        adapter: Path | str | None = None) -> Engine:
+        """Load a checkpoint directory, of the stage lora with its adapters merged into its base. ``adapter``: merged
+        into it on top (see ``with_adapter``). Raises ``CheckpointError`` where one is missing, damaged, or does not
+        fit."""
         from minimind.checkpoint import load_model  # the trainer imports this module and is imported by that one
 
-        model, tokenizer = load_model(Path(path), device)
+        model, tokenizer = load_model(Path(path), device, adapter)
         return cls(model.eval(), tokenizer, device)
+
+    def with_adapter(self, path: Path | str) -> Engine:
+        """Another engine on the same weights with an adapter (``formats.adapters.read_adapter``) beside them: ready in
+        milliseconds and as small as the adapter, for a slower decode. Raises ``CheckpointError``."""
+        from minimind.formats.adapters import read_adapter
+        from minimind.lora import laid_over
+
+        adapter, weights = read_adapter(path)
+        return Engine(laid_over(self.model, adapter, weights, path), self.tokenizer, self.device)
 
     def num_bytes(self) -> int:
         """Memory of the weights, tied ones counted once."""

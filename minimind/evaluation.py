@@ -1,4 +1,4 @@
-"""Loss on held-out documents, in nats per token and bits per byte, and when it has stopped getting better."""
+"""The objective's loss on held-out documents, and when it has stopped getting better."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from minimind.data.packing import IGNORE, Rows
 from minimind.distributed import World
+from minimind.model import Losses
+from minimind.objectives import Objective
 from minimind.tokenizer import Tokenizer
 
 #: evaluation reads at most this many held-out tokens, the same ones each time
@@ -27,7 +28,7 @@ class HeldOut:
         chosen = np.sort(order[:enough])
         self.batches = [chosen[i:i + batch_size] for i in range(0, len(chosen), batch_size)]
         self.rows = rows
-        self.targets = int(rows.targets[chosen].sum())
+        self.chosen = chosen
         table = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)], dtype=np.int64)
         self.bytes = 0
         for batch in self.batches:
@@ -35,15 +36,15 @@ class HeldOut:
             self.bytes += int(table[targets[targets != IGNORE]].sum())
 
     @torch.no_grad()
-    def evaluate(self, nll: Callable[[Rows, np.ndarray], Tensor], world: World) -> dict:
-        """``nll(rows, batch)``: summed cross entropy of a batch in nats. Ranks take batches in turn."""
-        total = torch.zeros((), dtype=torch.float64, device=world.device)
+    def evaluate(self, losses: Callable[[Rows, np.ndarray], Losses], objective: Objective, world: World) -> dict:
+        """``losses(rows, batch)``: what model and objective say of a batch. Ranks take batches in turn."""
+        totals = torch.zeros(1 + len(objective.metrics), dtype=torch.float64, device=world.device)
         for batch in self.batches[world.rank::world.size]:
-            total += nll(self.rows, batch).double()
-        nats = world.sum([total])[0]
-        loss = nats / max(1, self.targets)
-        return {"eval_loss": loss, "perplexity": math.exp(min(loss, 700.0)) if math.isfinite(loss) else loss,
-                "bits_per_byte": nats / math.log(2) / max(1, self.bytes)}
+            said = losses(self.rows, batch)
+            totals[0] += said.loss.double()
+            totals[1:] += said.sums
+        loss, *sums = world.sum(list(totals))
+        return objective.evaluation(loss, sums, objective.size(self.rows, self.chosen), self.bytes)
 
 
 @dataclass

@@ -25,7 +25,7 @@ from minimind.resolve import previous
 from minimind.run_dir import LOCK_FILE, LOCK_PATIENCE_S, AttemptDir, RunDir, RunLock, read_json, write_json
 
 #: options that name a file or directory
-PLACES = ("data_path", "tokenizer", "from_weight")
+PLACES = ("data_path", "tokenizer", "from_weight", "teacher_weight")
 USER_ERROR, CRASH = 2, 1
 
 
@@ -179,12 +179,13 @@ def _has_files(path: Path) -> bool:
 def _forget_failed_start(run_dir: RunDir) -> bool:
     """Remove a run that a mistake ended before its first step, so that the corrected command can have its place;
     False where there is anything else in the directory."""
-    names = {run_dir.config.name, "attempts", LOCK_FILE}
+    names = {run_dir.config.name, "attempts", LOCK_FILE, run_dir.base.name}
     results = [attempt.read_result() for attempt in run_dir.attempts()]
     if {p.name for p in run_dir.path.iterdir()} - names or not results or RunLock(run_dir.path).is_taken() \
             or not all(r is not None and r["status"] == "failed" and r["step"] == 0 for r in results):
         return False
     shutil.rmtree(run_dir.path / "attempts")
+    shutil.rmtree(run_dir.base, ignore_errors=True)
     run_dir.config.unlink(missing_ok=True)
     return True
 

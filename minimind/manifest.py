@@ -32,7 +32,11 @@ def sha256_of(path: Path) -> str:
 
 @dataclass
 class Manifest:
-    """Losses in nats per token; ``tokens`` seen since the start of the run; ``created_at`` in unix seconds."""
+    """Losses in nats per token; ``tokens`` seen since the start of the run; ``created_at`` in unix seconds.
+
+    ``adapter``: rank, alpha, dropout and targets of a checkpoint that holds adapters in place of weights
+    (minimind/lora.py); its base has the sha256 ``lineage["base_weights"]`` and lies in the run's directory ``base``.
+    """
 
     stage: str
     step: int
@@ -49,6 +53,7 @@ class Manifest:
     versions: dict
     created_at: float
     files: dict[str, dict] = field(default_factory=dict)  # name -> {"bytes", "sha256"}
+    adapter: dict | None = None
     version: int = MANIFEST_VERSION
 
     @property
@@ -75,7 +80,8 @@ class Manifest:
             raise OtherVersion(f"{directory} has a manifest of version {raw.get('version')!r}; this program reads "
                                f"version {MANIFEST_VERSION}.", hint="Use the program that wrote it.")
         try:
-            manifest = cls(**{name: raw[name] for name in cls.__dataclass_fields__})
+            values = {"adapter": None, **raw}  # older ones know of none
+            manifest = cls(**{name: values[name] for name in cls.__dataclass_fields__})
         except KeyError as error:
             raise CheckpointError(f"{directory} has a manifest that lacks {error.args[0]!r}.",
                                   hint="The checkpoint is damaged; use an earlier one.") from None
@@ -135,6 +141,16 @@ def newest_valid(run_dir: RunDir | Path | str) -> tuple[Path | None, list[str]]:
         except CheckpointError as error:
             damaged.append(error.message)
     return None, damaged
+
+
+def in_run(path: Path) -> Path:
+    """The newest whole checkpoint where ``path`` is a run directory, else ``path``. Raises ``CheckpointError``."""
+    if not (path / "checkpoints").is_dir():
+        return path
+    newest, _ = newest_valid(path)
+    if newest is None:
+        raise CheckpointError(f"The run {path} has no whole checkpoint.", hint="Choose another run.")
+    return newest
 
 
 def in_order(checkpoints: list[Path]) -> list[Path]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minimind.attention import Segments, attend, attend_cached
+from minimind.lora import AdapterConfig, adapter_weights, is_adapter
 from minimind.losses import linear_cross_entropy
 from minimind.mlp import MLP
 from minimind.moe import MoE, Routing, split_experts, stack_experts
@@ -25,14 +26,17 @@ from minimind.presets import ModelConfig
 from minimind.rope import rope_tables
 
 INIT_STD = 0.02
+#: ``head(hidden [B, T, C], output weight [V, C])``: a summed loss and sums of what else it counts
+Head = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Losses(NamedTuple):
     """What a training batch came to. ``balance`` and ``load`` are ``None`` without experts."""
 
-    nll: Tensor  #: summed cross entropy in nats, a scalar
+    loss: Tensor  #: what the head makes of the batch, a sum and a scalar: of cross entropy, nats
     balance: Tensor | None  #: balance losses of all layers with their coefficient, a mean over the batch's tokens
     load: Tensor | None  #: [L, E] tokens that each expert of each layer got
+    sums: Tensor | None = None  #: [M] what else the head counts
 
 
 class KVCache:
@@ -158,6 +162,7 @@ class MiniMindForCausalLM(nn.Module):
     """
 
     gradient_checkpointing = False
+    adapter: AdapterConfig | None = None  # what it carries (minimind/lora.py)
 
     def __init__(self, config: ModelConfig, dropout: float = 0.0):
         super().__init__()
@@ -204,29 +209,33 @@ class MiniMindForCausalLM(nn.Module):
         return self._blocks(input_ids, segments, position_ids, cache, start)[0]
 
     def forward(self, input_ids: Tensor, *, segments: Segments | None = None, position_ids: Tensor | None = None,
-                cache: KVCache | None = None, start: int = 0, targets: Tensor | None = None) -> Tensor | Losses:
-        """Logits [B, T, V], or with ``targets`` [B, T] the losses of a training batch.
+                cache: KVCache | None = None, start: int = 0, targets: Tensor | None = None,
+                head: Head | None = None) -> Tensor | Losses:
+        """Logits [B, T, V], or with ``targets`` [B, T] or a ``head`` the losses of a training batch.
 
-        ``targets[b, t]`` is the token that follows ``input_ids[b, t]``, -100 where nothing is learnt.
+        ``targets[b, t]`` is the token that follows ``input_ids[b, t]``, -100 where nothing is learnt: summed cross
+        entropy. ``head(hidden [B, T, C], output weight [V, C])`` makes another loss (``minimind.objectives``).
         ``segments``: the B * T tokens are one stream of documents (training). ``cache`` and ``start``: the
         tokens stand at ``start``.. behind those already in the cache.
         """
         x, routings = self._blocks(input_ids, segments, position_ids, cache, start)
-        if targets is None:
+        if targets is None and head is None:
             return F.linear(x, self.output_weight)
-        nll = linear_cross_entropy(x.flatten(0, 1), self.output_weight, targets.flatten())
+        loss, sums = head(x, self.output_weight) if head is not None else (
+            linear_cross_entropy(x.flatten(0, 1), self.output_weight, targets.flatten()), None)
         if not routings:
-            return Losses(nll, None, None)
+            return Losses(loss, None, None, sums)
         balance = torch.stack([r.balance_loss for r in routings]).sum()
-        return Losses(nll, balance, torch.stack([r.load for r in routings]))
+        return Losses(loss, balance, torch.stack([r.load for r in routings]), sums)
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Load a state dict with Hugging Face's names strictly; a duplicate of the tied embedding under
         ``lm_head.weight`` is ignored. Raises ``RuntimeError`` or ``CheckpointError`` where it does not fit."""
         if self.lm_head is None:
             weights = {k: v for k, v in weights.items() if k != "lm_head.weight"}
-        self.load_state_dict(stack_experts(weights), strict=True)
+        self.load_state_dict({**stack_experts(weights), **adapter_weights(self)}, strict=True)
 
     def named_weights(self) -> dict[str, Tensor]:
-        """The inverse of ``load_weights``: weights under Hugging Face's names, matrices of experts one by one."""
-        return split_experts(self.state_dict())
+        """The inverse of ``load_weights``: weights under Hugging Face's names, matrices of experts one by one. Adapters
+        are not among them: they stand beside what they belong to."""
+        return split_experts({name: tensor for name, tensor in self.state_dict().items() if not is_adapter(name)})

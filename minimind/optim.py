@@ -106,23 +106,24 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimizer:
-    """All optimizers of a model behind one ``step``; decay only on matrices.
+    """All optimizers of a model behind one ``step``; decay only on matrices. What is frozen has no part in them.
 
     The router of a mixture of experts is a small classifier over experts: AdamW has it, as it has the embedding.
     """
 
     def __init__(self, model: nn.Module, name: str, *, weight_decay: float, beta2: float):
-        matrices = [p for p in model.parameters() if p.ndim >= 2]
-        vectors = [p for p in model.parameters() if p.ndim < 2]
+        learnt = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        matrices = [p for _, p in learnt if p.ndim >= 2]
+        vectors = [p for _, p in learnt if p.ndim < 2]
         blocks: list[Tensor] = []
         if name == "muon":
-            blocks = [p for n, p in model.named_parameters()
-                      if p.ndim >= 2 and ".layers." in n and not n.endswith(".gate.weight")]
+            blocks = [p for n, p in learnt if p.ndim >= 2 and ".layers." in n and not n.endswith(".gate.weight")]
             inside = {id(p) for p in blocks}
             matrices = [p for p in matrices if id(p) not in inside]
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        self.parts: dict[str, torch.optim.Optimizer] = {
-            "adamw": torch.optim.AdamW(groups, lr=0.0, betas=(0.9, beta2), fused=True)}
+        self.parts: dict[str, torch.optim.Optimizer] = {}
+        if matrices or vectors:
+            self.parts["adamw"] = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, beta2), fused=True)
         if blocks:
             self.parts["muon"] = Muon([{"params": blocks}], lr=0.0, weight_decay=weight_decay)
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from minimind.config import RunConfig, TrainConfig
 from minimind.data import starter
-from minimind.data.cache import content_hash, open_cache
+from minimind.data.cache import MASKED_LAYOUTS, content_hash, open_cache
 from minimind.data.layouts import data_files, detect_layout, iter_rows
 from minimind.data.mix_option import parse_mix
 from minimind.errors import CheckpointError, ConfigError, DataError
@@ -30,6 +29,7 @@ from minimind.presets import ModelConfig, model_config
 from minimind.stages.base import texts_of
 from minimind.stopping import Stopper
 from minimind.tokenizer import Tokenizer
+from minimind.tokenizing import Tokenizing
 
 if TYPE_CHECKING:
     from minimind.formats.base import Base
@@ -39,7 +39,6 @@ TOKENIZER_VERSION = 1
 #: a vocabulary learns nothing from more text than this
 TOKENIZER_TEXT_CHARS = 200_000_000
 CHECK_EVERY_ROWS = 500
-SAY_EVERY_S = 10.0  # between two lines about tokenizing
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,9 @@ class Prepared:
     languages: list[str]
     base: str | None = None
     base_weights: str | None = None  # sha256
+    teacher: str | None = None
+    teacher_weights: str | None = None  # sha256
+    world: dict | None = None  # minutes, languages and seed of the starter world that the weights know
 
     as_dict = asdict
 
@@ -85,6 +87,16 @@ class DataSet:
                             hint="Choose the stage that fits the data, or other data.")
 
 
+def _check_of_one_kind(found: list[DataSet]) -> None:
+    """Raises ``DataError`` where texts, learnt whole, are mixed with dialogues, learnt in part."""
+    first = found[0]
+    for data in found[1:]:
+        if (data.layout in MASKED_LAYOUTS) != (first.layout in MASKED_LAYOUTS):
+            raise DataError(f"{first.path.name} has the layout {first.layout} and {data.path.name} the layout "
+                            f"{data.layout}: a mixture is of texts or of dialogues, not of both.", field=data.field,
+                            hint="Train on one kind after the other, or write the texts as dialogues.")
+
+
 class Materials:
     """The run's data and tokenizer, made or found when first asked for."""
 
@@ -103,8 +115,21 @@ class Materials:
         """Size of the starter world, ``None`` with data of the user's own."""
         if self.config.has_own_data:
             return None
-        minutes = getattr(self.config, "max_minutes", None) or DEFAULT_STARTER_MINUTES
-        return starter.plan(minutes, getattr(self.config, "languages", None))
+        minutes = (self.config.starter_minutes or self._known_world.get("minutes")
+                   or getattr(self.config, "max_minutes", None) or DEFAULT_STARTER_MINUTES)
+        return starter.plan(minutes, getattr(self.config, "languages", None) or self._known_world.get("languages"))
+
+    @property
+    def _known_world(self) -> dict:
+        """The starter world that base or teacher know: what is learnt next should speak of the same one."""
+        if self._resume_from is not None:
+            return Manifest.read(self._resume_from).lineage.get("world") or {}
+        known = self.base or self.teacher
+        return (known.manifest.lineage.get("world") if known is not None else None) or {}
+
+    @property
+    def world_seed(self) -> int:
+        return self._known_world.get("seed", self.config.seed)
 
     @cached_property
     def data_sets(self) -> list[DataSet]:
@@ -117,19 +142,22 @@ class Materials:
             found = [DataSet(path, Fraction(1), "data_path")]
         for data in found:
             data.check(self.config)
+        if isinstance(self.config, TrainConfig):
+            _check_of_one_kind(found)
         return found
 
     def _starter(self, plan: starter.Plan) -> Path:
         """The starter corpus, written now unless it is there."""
-        identity = [starter_version(), self.config.starter_part, plan.minutes, plan.languages, self.config.seed]
+        part = self.config.starter or self.config.starter_part
+        identity = [starter_version(), part, plan.minutes, plan.languages, self.world_seed]
         name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-        path = self.cache_dir / "starter" / f"{self.config.starter_part}-{name}.jsonl"
+        path = self.cache_dir / "starter" / f"{part}-{name}.jsonl"
         if not path.exists():
             self.reporter.phase("import", unit="rows", message=f"Writing the starter corpus ({plan.people} people, "
                                                                f"{', '.join(plan.languages)}).")
             path.parent.mkdir(parents=True, exist_ok=True)
-            starter.write(self.config.starter_part, path, minutes=plan.minutes, languages=plan.languages,
-                          seed=self.config.seed)
+            starter.write(part, path, minutes=plan.minutes, languages=plan.languages,
+                          seed=self.world_seed)
         self._stopper.check()
         return path
 
@@ -145,20 +173,62 @@ class Materials:
     @cached_property
     def base(self) -> Base | None:
         """What to start from, as a verified checkpoint."""
-        given = getattr(self.config, "from_weight", None)
+        return self._weights("from_weight")
+
+    @cached_property
+    def teacher(self) -> Base | None:
+        """Whom to learn from, as a verified checkpoint. Raises ``CheckpointError`` where nobody says what its tokens
+        are: a file of weights alone needs ``--tokenizer``."""
+        teacher = self._weights("teacher_weight")
+        if teacher is not None and not teacher.has_tokenizer and not self.config.tokenizer:
+            raise CheckpointError(f"There is no usable tokenizer with the teacher {self.config.teacher_weight}, so "
+                                  "nobody can tell whether its tokens are the student's.", field="teacher_weight",
+                                  hint="Name the directory of the tokenizer that it was trained with, which is the "
+                                       "student's too: --tokenizer DIR.")
+        return teacher
+
+    def _weights(self, field: str) -> Base | None:
+        """The weights that an option names, as a verified checkpoint. Raises ``CheckpointError``."""
+        given = getattr(self.config, field, None)
         if given in (None, "none"):
             return None
         from minimind.formats.base import open_base  # imports torch
 
         self.reporter.phase("import", unit="files", message=f"Reading the weights of {given}.")
         try:
-            base = open_base(Path(given), self.cache_dir)
+            found = open_base(Path(given), self.cache_dir)
         except CheckpointError as error:
-            error.field = "from_weight"
+            error.field = field
             raise
-        for warning in base.warnings:
+        for warning in found.warnings:
             self.reporter.warn(warning)
-        return base
+        return found
+
+    def check_origin(self) -> None:
+        """Raises ``ConfigError`` where the stage needs weights to start from, or a teacher, and none are named."""
+        stage = self.config.stage_name
+        if self.config.needs_base and self._resume_from is None and self.base is None:
+            raise ConfigError([{"field": "from_weight",
+                                "message": f"The stage {stage} goes on from a trained model, and none is named.",
+                                "hint": "Name a run or a checkpoint: --from_weight DIR."}])
+        if stage == "distill" and self.teacher is None:
+            raise ConfigError([{"field": "teacher_weight", "message": "There is no teacher to learn from.",
+                                "hint": "Name a run or a checkpoint: --teacher_weight DIR."}])
+
+    def check_teacher(self, tokenizer: Tokenizer) -> None:
+        """Raises ``CheckpointError`` where student and teacher do not mean the same by their tokens."""
+        if self.teacher is None:
+            return
+        if self.teacher.has_tokenizer:
+            is_same = Tokenizer.load(self.teacher.path).fingerprint == tokenizer.fingerprint
+        else:
+            is_same = tokenizer.vocab_size <= self.teacher.manifest.model["vocab_size"]
+        if not is_same:
+            raise CheckpointError(f"The teacher {self.config.teacher_weight} has another vocabulary than the student: "
+                                  "the same number means another token to it.", field="teacher_weight",
+                                  hint="Choose a teacher and a student that were trained with one tokenizer. A "
+                                       "teacher of any vocabulary can write answers to learn from instead "
+                                       "(docs/distillation.md).")
 
     def tokenizer_dir(self) -> Path:
         """Directory of the run's tokenizer: the resumed checkpoint's, the base's, the given one, or one made now."""
@@ -169,6 +239,8 @@ class Materials:
             if not self.base.has_tokenizer:
                 return self._tokenizer_for(self.base, given)
             bound = self.base.path
+        elif given is None and self.teacher is not None:
+            return self.teacher.path
         else:
             return given if given is not None else self.trained_tokenizer()
         if given is not None and Tokenizer.load(given).fingerprint != Tokenizer.load(bound).fingerprint:
@@ -239,16 +311,19 @@ class Materials:
         """Do all of it for a stage that trains weights."""
         config = self.config
         assert isinstance(config, TrainConfig)
+        self.check_origin()
         assert self.data_sets  # says at once what is wrong with the data
         directory = self.tokenizer_dir()
         tokenizer = Tokenizer.load(directory)
+        self.check_teacher(tokenizer)
         self._stopper.check()
         sources = self._tokenized(tokenizer, config.num_workers)
         # A resumed run has its base's weights in it: the base itself may be gone by now.
         lineage = {"base": None, "base_weights": None}
         if self._resume_from is not None:
             manifest = Manifest.read(self._resume_from)
-            model, lineage = self._shape_of(manifest), manifest.lineage
+            model = self._shape_of(manifest)
+            lineage = {name: manifest.lineage.get(name) for name in lineage}
         elif self.base is not None:
             model = self._shape_of(self.base.manifest)
             lineage = {"base": str(self.base.path), "base_weights": self.base.weights_sha256}
@@ -256,8 +331,16 @@ class Materials:
             model = model_config(self.preset.name, config.model_overrides(), tokenizer.vocab_size)
         started_from = model if lineage["base"] is not None else None
         preset = config.preset_for(has_gpu=self.has_gpu, base=started_from)
-        return Prepared(tokenizer=str(directory), sources=sources, preset=preset.name,
-                        model=model.as_dict(), languages=self._languages(), **lineage)
+        teacher = {"teacher": str(self.teacher.path), "teacher_weights": self.teacher.weights_sha256} \
+            if self.teacher is not None else {}
+        return Prepared(tokenizer=str(directory), sources=sources, preset=preset.name, model=model.as_dict(),
+                        languages=self._languages(), world=self._world(), **lineage, **teacher)
+
+    def _world(self) -> dict | None:
+        plan = self.starter_plan
+        if plan is None:
+            return self._known_world or None
+        return {"minutes": plan.minutes, "languages": list(plan.languages), "seed": self.world_seed}
 
     def _shape_of(self, manifest: Manifest) -> ModelConfig:
         """A checkpoint's shape, which options cannot change: raises ``ConfigError`` where they say another."""
@@ -284,6 +367,8 @@ class Materials:
             progress.next(data.num_bytes)
             name = data.path.name if names.count(data.path.name) == 1 else str(data.path)
             self.reporter.log(f"{name}: {cache.num_documents:,} documents, {cache.num_tokens:,} tokens.")
+            for warning in cache.warnings:
+                self.reporter.warn(f"{name}: {warning}" if len(names) > 1 else warning)
             found.append({"name": name, "cache": str(cache.path), "weight": str(data.weight)})
         return found
 
@@ -295,39 +380,6 @@ class Materials:
                                for t in texts_of(row))[:20_000] for data in self.data_sets)
         chinese = sum("\u4e00" <= c <= "\u9fff" for c in text)
         return ["zh"] if chinese > 0.2 * max(1, len(text)) else ["en"]
-
-
-class Tokenizing:
-    """Progress in bytes of the files, with the rate and the time that is left. Data sets that are found tokenized
-    count as done and say nothing of the rate."""
-
-    def __init__(self, reporter: Reporter, stopper: Stopper, total_bytes: int):
-        self.reporter = reporter
-        self.stopper = stopper
-        self.total = total_bytes
-        self.before = self.found = self.now = 0  # bytes of earlier data sets, of the found ones, of this one
-        self.began = self.said = time.monotonic()
-
-    def tell(self, rows: int, done: int) -> None:
-        """``done``: bytes of this data set. Raises ``StopRequested``."""
-        now = time.monotonic()
-        self.now = done
-        place = self.before + done
-        worked_s = now - self.began
-        message = f"Tokenizing {self.total / 1e6:,.1f} MB."
-        if worked_s > 1:
-            rate = (place - self.found) / worked_s
-            message = f"Tokenizing: {rate / 1e6:.1f} MB/s, {(self.total - place) / rate:,.0f} s left."
-        if now - self.said > SAY_EVERY_S:
-            self.said = now
-            self.reporter.say(f"{place / self.total:.0%}. {message}")
-        self.reporter.phase("tokenize", place / 1e6, self.total / 1e6, "MB", message)
-        self.stopper.check()
-
-    def next(self, num_bytes: int) -> None:
-        self.before += num_bytes
-        self.found += num_bytes if self.now == 0 else 0
-        self.now = 0
 
 
 def starter_version() -> str:

@@ -105,9 +105,9 @@ class Preset:
 
 
 #: for Muon, as found by benchmarks/starter.py (answers from few steps need the high rate in sft too); AdamW: about half
-TINY_LEARNING_RATE = {"pretrain": 8e-3, "sft": 8e-3}
-SMALL_LEARNING_RATE = {"pretrain": 4e-3, "sft": 2e-3}
-LARGE_LEARNING_RATE = {"pretrain": 5e-4, "sft": 5e-5}
+TINY_LEARNING_RATE = {"pretrain": 8e-3, "sft": 8e-3, "lora": 4e-3, "dpo": 2e-4, "distill": 8e-3}
+SMALL_LEARNING_RATE = {"pretrain": 4e-3, "sft": 2e-3, "lora": 2e-3, "dpo": 5e-5, "distill": 4e-3}
+LARGE_LEARNING_RATE = {"pretrain": 5e-4, "sft": 5e-5, "lora": 2e-4, "dpo": 1e-6, "distill": 1e-4}
 
 PRESETS: dict[str, Preset] = {
     p.name: p

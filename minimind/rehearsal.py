@@ -41,16 +41,16 @@ class Rehearsal:
         resumed process sum gradients in one order."""
         with self._leaving_no_trace():
             for _ in range(2):
-                nll, balance, _ = self.stepper.losses(self.stepper.parallel,
-                                                      self.stepper.batch(np.zeros(0, dtype=np.int64)))
-                (nll if balance is None else nll + balance).backward()
+                loss, balance, *_ = self.stepper.losses(self.stepper.parallel,
+                                                        self.stepper.batch(np.zeros(0, dtype=np.int64)))
+                (loss if balance is None else loss + balance).backward()
 
     def warm_up(self) -> float:
         """Pass over the first windows, in which torch.compile does its work. Seconds that it took."""
         start = time.perf_counter()
         with self._leaving_no_trace():
             for step in range(1, WARM_UP_STEPS + 1):
-                self._grant(self.world.sum(self._ask()))
+                self.grant(self.world.sum(self._ask()))
                 self.stepper.accumulate(self._window(step))
         return time.perf_counter() - start
 
@@ -65,7 +65,7 @@ class Rehearsal:
                 start = time.perf_counter()
                 numbers, asked = self.stepper.take(self._window(1 + len(times)), 0.0, self._ask)
                 numbers.read()
-                self._grant(asked)
+                self.grant(asked)
                 times.append(self.world.sum([time.perf_counter() - start if self.world.is_main else 0.0])[0])
         model.load_state_dict(weights)
         optimizer.forget()
@@ -79,7 +79,8 @@ class Rehearsal:
     def _window(self, step: int) -> Window:
         return self.sampler.window(1 + (step - 1) % self.sampler.steps_per_epoch)
 
-    def _grant(self, asked: list[float]) -> None:
+    def grant(self, asked: list[float]) -> None:
+        """``asked``: sums over all ranks of what they say; raises ``StopRequested`` where one is to stop."""
         wish = agreed(*asked[:2])
         refuse_superseded(wish)
         if wish.command != "none":

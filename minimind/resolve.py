@@ -23,7 +23,7 @@ RESOLVED_VERSION = 1
 GUARDED = {
     "world_size": "the number of ranks", "data_fingerprint": "the training data", "device": "the kind of device",
     "dtype": "the arithmetic (dtype)", "attention": "the attention kernel", "use_compile": "torch.compile",
-    "rows": "the number of training rows", "base": "the base checkpoint",
+    "rows": "the number of training rows", "base": "the base checkpoint", "teacher": "the teacher",
 }
 #: options that set the number of steps
 BUDGET_KEYS = ("epochs", "max_steps", "max_minutes", "batch_size", "accumulation_steps", "batch_tokens", "max_seq_len")
@@ -31,6 +31,8 @@ BUDGET_KEYS = ("epochs", "max_steps", "max_minutes", "batch_size", "accumulation
 ROW_KEYS = ("batch_size", "accumulation_steps", "batch_tokens")
 #: never acceptable: the weights would mean something else
 FIXED = {"tokenizer_fingerprint": "the tokenizer", "model": "the shape of the model"}
+#: options that set the shape of adapters, which are the weights of their run
+ADAPTER_KEYS = ("lora_rank", "lora_targets")
 #: seconds of expected training from which torch.compile is worth its start. It takes about half a minute on a CPU and
 #: makes steps some 5 % faster, which pays back after about ten minutes; on a GPU steps gain much more.
 COMPILE_PAYS_S = {"cpu": 15 * 60.0, "cuda": 3 * 60.0}
@@ -114,7 +116,8 @@ def intervals(config: TrainConfig, total_steps: int) -> dict:
 
 def resolve(config: TrainConfig, *, preset: Preset, model: dict, world_size: int, device: str, dtype: str,
             dtype_reason: str, attention: tuple[str, str], threads: int, rows: int, data_fingerprint: str,
-            tokenizer_fingerprint: str, base_weights: str | None, old: dict | None, allow_changes: bool) -> dict:
+            tokenizer_fingerprint: str, base_weights: str | None, teacher_weights: str | None, old: dict | None,
+            allow_changes: bool) -> dict:
     """Everything that is decided now, except ``total_steps`` and ``use_compile`` where they wait for a measured step.
 
     ``old``: what the run has used so far. Rows per optimizer step never change with the number of ranks, threads
@@ -153,6 +156,7 @@ def resolve(config: TrainConfig, *, preset: Preset, model: dict, world_size: int
         "use_compile": compiled, "compile_reason": compile_reason, "device": device, "world_size": world_size,
         "threads_per_rank": old["threads_per_rank"] if old is not None and same_world else threads,
         "data_fingerprint": data_fingerprint, "tokenizer_fingerprint": tokenizer_fingerprint, "base": base_weights,
+        "teacher": teacher_weights,
     }
 
 
@@ -188,7 +192,7 @@ def differences(old: dict, new: dict) -> list[str]:
         if old.get(key) != new.get(key):
             if key == "rows" and old.get("data_fingerprint") != new.get("data_fingerprint"):
                 continue  # follows from the data
-            found.append(f"{words} changed" if key in ("data_fingerprint", "base") else
+            found.append(f"{words} changed" if key in ("data_fingerprint", "base", "teacher") else
                          f"{words} was {old.get(key)} and is {new.get(key)} now")
     return found
 
@@ -205,6 +209,8 @@ def check_same(old: dict, new: dict, *, allow_changes: bool) -> list[str]:
     fixed = [words for key, words in FIXED.items() if _fixed_value(old, key) != _fixed_value(new, key)]
     if old["config"].get("optimizer") != new["config"].get("optimizer"):  # its moments would mean nothing
         fixed.append("the optimizer")
+    if any(old["config"].get(key) != new["config"].get(key) for key in ADAPTER_KEYS):
+        fixed.append("the shape of the adapters")
     if fixed:
         raise ResumeError(f"This run cannot be continued: {fixed[0]} is not the one it was started with.",
                           hint="Start a new run, with this one's checkpoint as --from_weight if the shape fits.")

@@ -6,6 +6,7 @@
     resolved.json            what every ``auto`` became
     attempts/{n}/            control.json  events.jsonl  result.json  logs/rank{r}.log  [resolved.json]
     checkpoints/step-{step:08d}-a{attempt}/
+    base/                    of the stage lora: the checkpoint that its adapters stand on
 """
 
 from __future__ import annotations
@@ -183,6 +184,10 @@ class RunDir:
     @property
     def resolved(self) -> Path:
         return self.path / "resolved.json"
+
+    @property
+    def base(self) -> Path:
+        return self.path / "base"
 
     @property
     def checkpoints(self) -> Path:

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from minimind import lora
 from minimind import resolve as resolution
 from minimind.attention import choose_kernel
 from minimind.checkpoint import FULL_DISK, SaveFailed, load_weights, remove_leftovers
 from minimind.cli import Command
-from minimind.config import TrainConfig
+from minimind.config import LoraConfig, TrainConfig
 from minimind.control import ControlReader
 from minimind.data.mixture import Source, fingerprint
 from minimind.device import choose_device, choose_dtype, make_repeatable, missing_for_compile
@@ -31,7 +32,10 @@ from minimind.prepare import Materials, Prepared
 from minimind.presets import PRESETS
 from minimind.run_dir import AttemptDir, RunDir
 from minimind.samples import Samples
-from minimind.stages.base import Stage
+from minimind.stages.base import Setup, Stage
+from minimind.stages.distill import Distill
+from minimind.stages.dpo import Dpo
+from minimind.stages.lora import Lora, stand_on
 from minimind.stages.pretrain import Pretrain
 from minimind.stages.report import in_words
 from minimind.stages.sft import Sft
@@ -40,7 +44,7 @@ from minimind.stopping import SignalFlag, Stopper, StopRequested, Superseded
 from minimind.tokenizer import Tokenizer
 from minimind.trainer import Trainer, Verdict
 
-TRAINING_STAGES: dict[str, Stage] = {s.name: s for s in (Pretrain(), Sft())}
+TRAINING_STAGES: dict[str, Stage] = {s.name: s for s in (Pretrain(), Sft(), Lora(), Dpo(), Distill())}
 OTHER_RANK_WAIT_S = 2.0
 #: what the system says of a path that cannot be what it was given for
 BAD_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
@@ -147,6 +151,8 @@ class Session:
             materials = Materials(job.config, job.cache_dir, self.reporter, stopper,
                                   has_gpu=device.type == "cuda", resume_from=job.resume_from)
             prepared = materials.prepare()
+            if isinstance(job.config, LoraConfig):
+                prepared = stand_on(job.config, job.run_dir, prepared, job.resume_from)
             self.world.tell("prepared", {"prepared": prepared.as_dict()})
             return prepared
         except StopRequested:
@@ -203,7 +209,8 @@ class Session:
                                     before=old and old.get("attention")),
             threads=threads_per_rank(self.world, external=job.external), rows=len(data.train),
             data_fingerprint=fingerprint(sources), tokenizer_fingerprint=tokenizer.fingerprint,
-            base_weights=prepared.base_weights, old=old, allow_changes=job.allow_changes)
+            base_weights=prepared.base_weights, teacher_weights=prepared.teacher_weights, old=old,
+            allow_changes=job.allow_changes)
         changes = resolution.check_same(old, resolved, allow_changes=job.allow_changes) if old else []
         missing = missing_for_compile(device)
         resolution.check_compile(resolved, missing)
@@ -212,14 +219,22 @@ class Session:
         torch.set_num_threads(resolved["threads_per_rank"])
         torch.manual_seed(config.seed)
 
-        lineage = {"base": prepared.base, "base_weights": prepared.base_weights}
+        lineage = {"base": prepared.base, "base_weights": prepared.base_weights, "world": prepared.world}
         held_out = HeldOut(data.held_out, tokenizer, resolved["batch_size"], config.seed) if data.held_out else None
+        if (config.early_stop or config.save_best) and (held_out is None or config.eval_interval == 0):
+            self.reporter.warn("Nothing is evaluated, so early_stop and save_best have no effect: hold more documents "
+                               "out (eval_fraction), and leave eval_interval above 0.")
         trainer = Trainer(config, resolved, run_dir=job.run_dir, attempt=job.attempt.number, world=self.world,
                           reporter=self.reporter, stopper=stopper, tokenizer=tokenizer, train_rows=data.train,
                           held_out=held_out, samples=Samples(stage, tokenizer, prepared.languages), lineage=lineage,
                           tidies=not job.external)
-        if prepared.base and job.resume_from is None:
+        if trainer.model.adapter is not None:
+            load_weights(trainer.model, job.run_dir.base)
+            self.reporter.log(lora.in_words(trainer.model))
+        elif prepared.base and job.resume_from is None:
             load_weights(trainer.model, Path(prepared.base))
+        trainer.minimise(stage.objective(Setup(config, trainer, sources, data, prepared, job.cache_dir,
+                                               job.resume_from)))
         if resolved["use_compile"] is None:
             compiled, reason = resolution.decide_compile(config, resolved, missing, trainer.rehearsal.glance)
             resolved |= {"use_compile": compiled, "compile_reason": reason}
@@ -237,7 +252,7 @@ class Session:
             if config.use_wandb:
                 self.reporter.wandb = Wandb(resolved["config"], job.run_dir.path, config.wandb_project,
                                             config.wandb_run_name)
-            self._describe(resolved)
+            self._describe(config, resolved)
         self.reporter.event("state", {"status": "ready", "resumed_from_step": trainer.step})
         self.has_begun = True
         return trainer.run()
@@ -246,11 +261,12 @@ class Session:
         if config.wandb_project and not config.use_wandb:
             self.reporter.warn("--wandb_project has no effect without --use_wandb.")
 
-    def _describe(self, resolved: dict) -> None:
+    def _describe(self, config: TrainConfig, resolved: dict) -> None:
         self.reporter.log(
             f"{resolved['parameters']:,} parameters ({resolved['preset']}), {resolved['rows']:,} rows of "
-            f"{resolved['max_seq_len']} tokens, {resolved['rows_per_step']} rows a step, {resolved['total_steps']} "
-            f"steps, {resolved['device']} x {resolved['world_size']} with {resolved['threads_per_rank']} threads, "
+            f"{resolved['max_seq_len'] * config.row_sequences} tokens, {resolved['rows_per_step']} rows a step, "
+            f"{resolved['total_steps']} steps, {resolved['device']} x {resolved['world_size']} with "
+            f"{resolved['threads_per_rank']} threads, "
             f"{resolved['dtype']} ({resolved['dtype_reason']}), attention {resolved['attention']} "
             f"({resolved['attention_reason']}), {'compiled' if resolved['use_compile'] else 'not compiled'} "
             f"({resolved['compile_reason']}).")

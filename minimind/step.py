@@ -1,8 +1,10 @@
 """One optimizer step: from the rows of a window to new weights, without the host waiting for a GPU.
 
-The objective of a window, the same for every number of ranks and micro-steps (B micro-batches of all ranks)::
+What a window minimises, the same for every number of ranks and micro-steps (B micro-batches of all ranks)::
 
-    sum of nll over all targets / number of targets  +  sum over B of balance_b * tokens_b / tokens of the window
+    summed loss of the objective / size of the window  +  sum over B of balance_b * tokens_b / tokens of the window
+
+The size is that of the objective's unit: tokens that are learnt, or pairs of answers (``minimind.objectives``).
 
 A host that read the loss after every step would leave a GPU idle each time, so nothing here reads a number: what
 the host wants to know starts its way in ``Numbers``, and a step whose loss or gradient is not finite is held back
@@ -14,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,11 +28,9 @@ from minimind.data.packing import IGNORE, Rows
 from minimind.data.sampler import Window, micro_batches
 from minimind.device import to_device
 from minimind.distributed import World
-from minimind.model import Losses, MiniMindForCausalLM
+from minimind.model import Head, Losses, MiniMindForCausalLM
+from minimind.objectives import Batch, NextToken, Objective
 from minimind.optim import Optimizer
-
-#: ids [1, N], targets [1, N], documents
-Batch = tuple[Tensor, Tensor, Segments]
 
 
 class Numbers:
@@ -52,7 +52,8 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a window came to, equal on all ranks. Losses in nats per target token (``balance_loss``: as weighted).
+    """What a window came to, equal on all ranks. The loss is per unit of the objective (nats per learnt token, where
+    it is cross entropy; ``balance_loss``: as weighted), ``metrics`` are the objective's, per unit too.
 
     ``expert_load_max``: the largest share of a layer's tokens that one expert got, times the number of experts; 1 is
     perfect balance. ``None`` for models without experts.
@@ -62,6 +63,7 @@ class Outcome:
     grad_norm: float
     balance_loss: float | None = None
     expert_load_max: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def is_finite(self) -> bool:
@@ -72,12 +74,14 @@ class Stepper:
     """Makes the steps of one rank. ``parallel`` is the model, wrapped for several ranks by ``wrap``."""
 
     def __init__(self, model: MiniMindForCausalLM, optimizer: Optimizer, world: World, rows: Rows, *,
-                 dtype: torch.dtype, attention: str, batch_size: int, grad_clip: float):
+                 dtype: torch.dtype, attention: str, batch_size: int, grad_clip: float,
+                 objective: Objective | None = None):
         self.model = model
         self.parallel: nn.Module = model
         self.optimizer = optimizer
         self.world = world
         self.rows = rows
+        self.objective: Objective = objective or NextToken()
         self.dtype = dtype
         self.attention = attention
         self.batch_size = batch_size
@@ -119,27 +123,29 @@ class Stepper:
 
     def outcome(self, numbers: Numbers, window: Window) -> Outcome:
         """Waits until the step is computed."""
-        norm, nats, *rest = numbers.read()
-        loss, grad_norm = nats / self._targets(window), norm / self.world.size
-        if not rest:
-            return Outcome(loss, grad_norm)
-        balance, *load = rest
+        norm, total, *rest = numbers.read()
+        names, size = self.objective.metrics, self._size(window)
+        loss, grad_norm = total / size, norm / self.world.size
+        metrics = {name: value / size for name, value in zip(names, rest)}
+        if len(rest) == len(names):
+            return Outcome(loss, grad_norm, metrics=metrics)
+        balance, *load = rest[len(names):]
         shares = np.array(load).reshape(self.model.config.num_hidden_layers, -1)  # [L, E] tokens
         shares /= np.maximum(1.0, shares.sum(axis=1, keepdims=True))
-        return Outcome(loss, grad_norm, balance, float(shares.max()) * shares.shape[1])
+        return Outcome(loss, grad_norm, balance, float(shares.max()) * shares.shape[1], metrics)
 
     def accumulate(self, window: Window) -> Tensor:
-        """Add up the gradients of a window. Sums of this rank, float64 on the device: nats; and with experts the
-        balance loss and [L * E] tokens of each expert."""
+        """Add up the gradients of a window. Sums of this rank, float64 on the device: the loss, the objective's
+        metrics, and with experts the balance loss and [L * E] tokens of each expert."""
         batches = micro_batches(window.rows, self.batch_size, self.world.rank, self.world.size)
         size, tokens = self.world.size, int(self.rows.tokens[window.rows].sum())
-        scale = size / self._targets(window)  # DDP averages over ranks; we want the sum
+        scale = size / self._size(window)  # DDP averages over ranks; we want the sum
         totals = torch.zeros(1, dtype=torch.float64, device=self.world.device)
         for number, rows in enumerate(batches):
             syncs = number == len(batches) - 1 or self.parallel is self.model
             with nullcontext() if syncs else self.parallel.no_sync():  # type: ignore[operator]
-                nll, balance, load = self.losses(self.parallel, self.batch(rows))
-                loss, sums = nll * scale, [nll.detach().double().view(1)]
+                total, balance, load, counted = self.losses(self.parallel, self.batch(rows))
+                loss, sums = total * scale, [total.detach().double().view(1), counted.double()]
                 if balance is not None:
                     weight = int(self.rows.tokens[rows].sum()) / tokens
                     loss = loss + balance * (weight * size)
@@ -155,8 +161,8 @@ class Stepper:
                 self.scaler.unscale_(part)
         return torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
 
-    def _targets(self, window: Window) -> int:
-        return max(1, int(self.rows.targets[window.rows].sum()))
+    def _size(self, window: Window) -> int:
+        return max(1, self.objective.size(self.rows, window.rows))
 
     def batch(self, numbers: np.ndarray, rows: Rows | None = None) -> Batch:
         """``rows`` (default: those to learn from) as one stream. No numbers: two tokens that teach nothing (for a
@@ -168,10 +174,15 @@ class Stepper:
             else:
                 tokens, targets, lengths = np.zeros(2, np.int64), np.full(2, IGNORE, np.int64), [2]
             ids, labels = (to_device(torch.from_numpy(x)[None], self.world.device) for x in (tokens, targets))
-        return ids, labels, Segments(tuple(lengths), self.attention)
+            extra = {name: to_device(torch.from_numpy(x), self.world.device)
+                     for name, x in self.objective.extra(rows, numbers).items()}
+        return Batch(ids, labels, Segments(tuple(lengths), self.attention), extra)
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
-        """What the model says of a batch."""
-        ids, targets, segments = batch
+        """What the model and the objective say of a batch."""
+        return self.run(model, batch, lambda hidden, output_weight: self.objective(hidden, output_weight, batch))
+
+    def run(self, model: nn.Module, batch: Batch, head: Head) -> Losses:
+        """The model over a batch in the run's arithmetic, with ``head`` on top."""
         with torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return model(ids, segments=segments, targets=targets)
+            return model(batch.ids, segments=batch.segments, head=head)

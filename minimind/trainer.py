@@ -21,16 +21,17 @@ import numpy as np
 import torch
 
 import minimind
+from minimind import lora
 from minimind import resolve as resolution
 from minimind.checkpoint import (
     SaveFailed,
     apply_retention,
+    load_learnt,
     load_training_state,
-    load_weights,
     save_checkpoint,
     set_random_state,
 )
-from minimind.config import TrainConfig
+from minimind.config import LoraConfig, TrainConfig
 from minimind.control import Wish
 from minimind.data.packing import Rows
 from minimind.data.sampler import Sampler, Window
@@ -40,6 +41,7 @@ from minimind.evaluation import HeldOut, Patience
 from minimind.manifest import Manifest
 from minimind.metrics import Reporter
 from minimind.model import MiniMindForCausalLM
+from minimind.objectives import Objective
 from minimind.optim import Optimizer, learning_rate_at
 from minimind.presets import ModelConfig
 from minimind.rehearsal import Rehearsal
@@ -105,7 +107,10 @@ class Trainer:
         self.tidies = tidies  # else whoever started us deletes the checkpoints that need not be kept
         self.sampler = Sampler(len(train_rows), resolved["rows_per_step"], config.seed, train_rows.mixture)
 
-        self.model = MiniMindForCausalLM(ModelConfig.from_dict(resolved["model"]), config.dropout).to(world.device)
+        self.model = MiniMindForCausalLM(ModelConfig.from_dict(resolved["model"]), config.dropout)
+        if isinstance(config, LoraConfig):
+            lora.attach(self.model, lora.adapter_for(config, self.model.config))
+        self.model.to(world.device)
         self.model.gradient_checkpointing = config.gradient_checkpointing
         self.optimizer = Optimizer(self.model, config.optimizer, weight_decay=config.weight_decay,
                                    beta2=config.adam_beta2)
@@ -140,7 +145,8 @@ class Trainer:
         peak = 1.0
         if self.world.is_main:
             peak = self.world.size * matmul_peak(self.world.device, self.stepper.dtype, torch.get_num_threads())
-        flops = self.model.config.flops_per_token(self.rows.mean_piece_length)
+        flops = lora.flops_per_token(self.model, self.rows.mean_piece_length)
+        flops += self.stepper.objective.flops_per_token(self.rows.mean_piece_length)
         self.meter = Meter(flops, peak, self.world.device)
         self.stepper.reading = self.meter.reading
         if self.resolved["use_compile"]:
@@ -151,9 +157,17 @@ class Trainer:
         if self.resolved["use_compile"]:
             self.reporter.log(f"Compiled in {self.rehearsal.warm_up():.1f} s.")
 
+    def minimise(self, objective: Objective) -> None:
+        """What to learn, said before ``get_ready``."""
+        self.stepper.objective = objective
+
+    def look_up(self) -> None:
+        """Between units of work before step 1, on all ranks at once: raises ``StopRequested`` where one is to stop."""
+        self.rehearsal.grant(self.world.sum(self._ask()))
+
     def load(self, checkpoint: Path) -> None:
         """Continue from a verified checkpoint."""
-        load_weights(self.model, checkpoint)
+        load_learnt(self.model, checkpoint)
         optimizer, state, rng = load_training_state(checkpoint, self.world)
         self.optimizer.load_state_dict(optimizer)
         if self.stepper.scaler is not None and state["scaler"]:
@@ -240,7 +254,8 @@ class Trainer:
     def _metrics(self, step: Step, outcome: Outcome) -> dict:
         values = {"loss": _finite(outcome.loss), "lr": step.learning_rate, "grad_norm": _finite(outcome.grad_norm),
                   "epoch": step.window.epoch, **self.meter.metrics(),
-                  "learnt_share": round(int(self.rows.targets[step.window.rows].sum()) / step.tokens, 4)}
+                  "learnt_share": round(int(self.rows.targets[step.window.rows].sum()) / step.tokens, 4),
+                  **{name: _finite(value) for name, value in outcome.metrics.items()}}
         if outcome.balance_loss is not None:
             values |= {"balance_loss": _finite(outcome.balance_loss), "expert_load_max": outcome.expert_load_max}
         return values
@@ -278,7 +293,8 @@ class Trainer:
             self.reporter.phase("eval", self.step, None, "steps")
         with self.stepper.resting():
             result = self.held_out.evaluate(
-                lambda rows, batch: self.stepper.losses(self.model, self.stepper.batch(batch, rows)).nll, self.world)
+                lambda rows, batch: self.stepper.losses(self.model, self.stepper.batch(batch, rows)),
+                self.stepper.objective, self.world)
         self.eval_loss = result["eval_loss"]
         self.reporter.event("eval", result)
         self.reporter.wandb.log(result, self.step)
@@ -342,7 +358,8 @@ class Trainer:
             world_size=self.world.size, loss=_finite(self.loss), eval_loss=_finite(self.eval_loss),
             model=resolved["model"], config_fingerprint=resolution.fingerprint(resolved["config"]),
             data_fingerprint=resolved["data_fingerprint"], tokenizer_fingerprint=resolved["tokenizer_fingerprint"],
-            lineage=self.lineage, versions=versions(), created_at=round(time.time(), 3))
+            lineage=self.lineage, versions=versions(), created_at=round(time.time(), 3),
+            adapter=self.model.adapter.as_dict() if self.model.adapter is not None else None)
         state = {"step": self.step, "tokens": self.tokens, "loss": _finite(self.loss), "skipped": self.skipped,
                  "scaler": self.stepper.scaler.state_dict() if self.stepper.scaler is not None else None,
                  "patience": self.patience.state_dict(),
@@ -351,7 +368,7 @@ class Trainer:
                  "learning_rate": self._learning_rate(self.step),
                  "total_steps": resolved["total_steps"]}
         self.saved = save_checkpoint(self.run_dir, self.world, manifest, self.model, self.optimizer.state_dict(),
-                                     state, self.tokenizer)
+                                     state, self.tokenizer, self.stepper.objective.state())
         if self.world.is_main:
             reached("before_word")
             self.reporter.event("checkpoint", {

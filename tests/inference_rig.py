@@ -101,7 +101,7 @@ def running_inference(redis_url: str, directory: Path, **environment: str) -> It
         server.kill()
 
 
-def make_checkpoint(path: Path, *, seed: int) -> Path:
+def make_checkpoint(path: Path, *, seed: int, hidden_size: int = 32) -> Path:
     """A random model with a context of 20,000 tokens that, being greedy, never ends an answer."""
     import torch
 
@@ -112,8 +112,9 @@ def make_checkpoint(path: Path, *, seed: int) -> Path:
     from minimind.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.train(["The lamp in the harbour is green."] * 20, 420)
-    config = ModelConfig(vocab_size=tokenizer.vocab_size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, head_dim=8, intermediate_size=64, max_position_embeddings=20_000)
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, hidden_size=hidden_size, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, head_dim=8, intermediate_size=64,
+                         max_position_embeddings=20_000)
     torch.manual_seed(seed)
     model = MiniMindForCausalLM(config)
     with torch.no_grad():
@@ -129,3 +130,21 @@ def make_checkpoint(path: Path, *, seed: int) -> Path:
              model=config.as_dict(), config_fingerprint="", data_fingerprint="",
              tokenizer_fingerprint=tokenizer.fingerprint, lineage={}, versions={}, created_at=1e9).seal(path)
     return path
+
+
+def make_adapter(run: Path, base: Path, *, seed: int, rank: int = 4, targets: tuple[str, ...] | None = None) -> Path:
+    """A checkpoint of adapters, random and strong, whose own base is ``base``, in the run directory ``run``."""
+    import torch
+
+    from minimind.config import ADAPTABLE
+    from minimind.formats.adapter_files import import_adapter, write_peft
+    from minimind.lora import AdapterConfig, adapter_shapes
+    from minimind.manifest import Manifest
+    from minimind.presets import ModelConfig
+
+    adapter = AdapterConfig(rank, 2.0 * rank, targets=targets or ADAPTABLE)
+    generator = torch.Generator().manual_seed(seed)
+    weights = {name: torch.randn(shape, generator=generator) * 0.5
+               for name, shape in adapter_shapes(adapter, ModelConfig.from_dict(Manifest.read(base).model)).items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        return import_adapter(run, write_peft(Path(scratch) / "peft", adapter, weights), base)

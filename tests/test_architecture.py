@@ -14,10 +14,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 #: the half of minimind that a process without torch may import
-TORCH_FREE = {"minimind", "minimind.config", "minimind.presets", "minimind.errors", "minimind.events",
-              "minimind.control", "minimind.run_dir", "minimind.manifest", "minimind.preflight", "minimind.tokenizer",
-              "minimind.chat_format", "minimind.chat_template", "minimind.lifeline", "minimind.data",
-              "minimind.data.layouts", "minimind.data.starter"}
+TORCH_FREE = {"minimind", "minimind.config", "minimind.options", "minimind.presets", "minimind.errors",
+              "minimind.events", "minimind.control", "minimind.run_dir", "minimind.manifest", "minimind.preflight",
+              "minimind.tokenizer", "minimind.chat_format", "minimind.chat_template", "minimind.lifeline",
+              "minimind.data", "minimind.data.foreign", "minimind.data.layouts", "minimind.data.starter",
+              "minimind.teach", "minimind.teach.teachers", "minimind.teach.address"}
 
 
 def modules(package: str) -> dict[str, Path]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 
 from app.core.damage import condemn, look, problem_of
 from app.core.db import Session, now, reading, transaction
 from app.core.logging import get_logger
-from app.core.models import TERMINAL_STATES, Checkpoint, Run, new_id
+from app.core.models import TERMINAL_STATES, Checkpoint, Job, Run, new_id
 from app.core.states import append_event
 from minimind.errors import CheckpointError
 from minimind.manifest import MANIFEST_FILE, Manifest, in_order
@@ -99,9 +99,10 @@ def recover_checkpoints(run_id: str, run_dir: RunDir) -> int:
         if condemned is None and path.joinpath(MANIFEST_FILE).exists():
             put_aside(path, "corrupt")
     with reading() as session:
-        base_id = session.scalar(select(Run.base_checkpoint_id).where(Run.id == run_id))
-    if base_id is not None:  # it begins, so it reads the weights of its base
-        look(base_id)
+        stands_on = session.execute(select(Run.base_checkpoint_id, Run.teacher_checkpoint_id)
+                                    .where(Run.id == run_id)).first()
+    for id in stands_on or ():  # it begins, so it reads the weights of its base and of its teacher
+        look(id)
     return added
 
 
@@ -149,7 +150,7 @@ def _say_adopted(session: Session, run: Run, run_dir: RunDir, values: dict[str, 
 
 def tidy(run_id: str, run_dir: RunDir) -> list[Path]:
     """Delete the checkpoints of a run that need not be kept (``minimind.retention``) and that no queued or live run
-    starts from. The rows go first: nobody is offered what is half deleted."""
+    starts from or is taught by. The rows go first: nobody is offered what is half deleted."""
     resolved = read_json(run_dir.resolved) or {}
     total = resolved.get("total_steps") or 1
     keep = (resolved.get("config") or {}).get("keep", DEFAULT_KEEP)
@@ -178,7 +179,12 @@ def _superfluous(session: Session, run_id: str, total_steps: int, keep: int) -> 
                         total_steps, keep)
     if not extra:
         return []
-    used = set(session.scalars(select(Run.base_checkpoint_id).where(
-        Run.state.not_in(TERMINAL_STATES), Run.base_checkpoint_id.in_([rows[s.path].id for s in extra]))))
+    ids = [rows[s.path].id for s in extra]
+    live = select(Run.base_checkpoint_id, Run.teacher_checkpoint_id).where(
+        Run.state.not_in(TERMINAL_STATES), or_(Run.base_checkpoint_id.in_(ids), Run.teacher_checkpoint_id.in_(ids)))
+    used = {id for both in session.execute(live) for id in both}
+    used |= {job.payload.get(key)  # teachers of datasets that are being written, and what is exported
+             for job in session.scalars(select(Job).where(Job.state.in_(("queued", "running"))))
+             for key in ("checkpoint_id", "base_checkpoint_id")}
     return [rows[s.path] for s in extra if rows[s.path].id not in used
             and not s.path.with_name(f"{s.path.name}.pin").exists()]

@@ -24,11 +24,11 @@ from app.core import channels, logging
 from app.core.db import reading, transaction
 from app.core.inputs import stamp_of
 from app.core.models import Dataset, Job, TokenizerRow
-from app.core.queue import end_job, renew_job
+from app.core.queue import MAKES, end_job, renew_job
 from app.core.settings import get_settings
 from app.core.timing import get_timing
-from minimind.data import starter
-from minimind.data.layouts import SUFFIXES, iter_rows, scan
+from minimind.data import foreign, starter
+from minimind.data.layouts import LAYOUTS, SUFFIXES, iter_rows, scan
 from minimind.errors import DataError, MiniMindError
 from minimind.lifeline import die_as_told
 from minimind.run_dir import fsync_dir
@@ -90,8 +90,14 @@ class Work:
 def places(kind: str, payload: dict) -> tuple[Path, Path]:
     """Where a job builds what it makes, and where that stands in the end."""
     settings = get_settings()
-    if kind == "dataset_import":
+    if kind in MAKES["dataset_id"]:
         home = settings.datasets_dir / payload["dataset_id"]
+        return home.with_name(f".{home.name}.importing"), home
+    if kind == "checkpoint_export":
+        home = settings.exports_dir / payload["export_id"]
+        return home.with_name(f".{home.name}.exporting"), home
+    if kind == "checkpoint_import":
+        home = settings.runs_dir / payload["run_id"]
         return home.with_name(f".{home.name}.importing"), home
     home = settings.tokenizers_dir / payload["tokenizer_id"]
     return home.with_name(f".{home.name}.training"), home
@@ -126,6 +132,12 @@ def dataset_import(work: Work) -> None:
             _write_starter(work, staged)
         else:
             staged = _stage(Path(work.payload["upload_path"]), aside, shown)
+        detected, said = {}, []
+        mapping = work.payload.get("mapping") or {}
+        if layout in foreign.LAYOUTS and (layout not in LAYOUTS or "text" in mapping):
+            mapping = {"layout": layout, **mapping}
+        if work.payload.get("starter") is None and staged.stat().st_size and (mapping or foreign.is_foreign(staged)):
+            staged, layout, detected, said = _convert(work, staged, aside / "converted.jsonl", shown, layout, mapping)
         try:
             found = scan(staged, layout, progress=lambda done, total: work.say(done, total, "bytes", "Checking"))
         except DataError as error:
@@ -139,7 +151,10 @@ def dataset_import(work: Work) -> None:
         def finish(session: Any) -> dict:
             row = session.get(Dataset, dataset_id)
             row.state, row.layout, row.rows, row.error = "ready", found.layout, found.rows, None
-            row.bytes, row.sha256, row.warnings = (home / final.name).stat().st_size, digest, list(found.warnings)
+            row.bytes, row.sha256 = (home / final.name).stat().st_size, digest
+            row.warnings = [*said, *found.warnings]
+            if detected:
+                row.source = {**row.source, "detected": detected}
             row.path, row.stamp = str(home / final.name), stamp_of(home / final.name)
             return {"dataset_id": dataset_id, "rows": found.rows}
 
@@ -162,6 +177,21 @@ def _stage(upload: Path, aside: Path, shown: str) -> Path:
     except OSError:  # a file system without hard links, or another one
         shutil.copyfile(upload, staged)
     return staged
+
+
+def _convert(work: Work, staged: Path, target: Path, shown: str, layout: str,
+             mapping: dict) -> tuple[Path, str, dict, list[str]]:
+    """Rows of a foreign file in ``target``, in place of the file: ``(file, its layout, what was found, warnings)``."""
+    with foreign.Source(staged, shown=shown, mapping=mapping) as source:
+        if layout in LAYOUTS:
+            source.require(layout)
+        canonical = "text" if source.canonical == "txt" else source.canonical
+        foreign.write_canonical(source, target, lambda done, total: work.say(done, total, "bytes", "Converting"))
+        part, report = source.parts[0], source.report
+        detected = {"layout": source.layout, "container": part.container, "encoding": part.encoding,
+                    "mapping": part.mapping, "rows_read": report.seen, "left_out": report.left_out + report.alone}
+    staged.unlink()
+    return target, canonical, detected, report.warnings
 
 
 def _write_starter(work: Work, path: Path) -> None:
@@ -234,8 +264,8 @@ def _texts(work: Work, path: str, layout: str, rows: int | None) -> Iterator[str
     for number, (_, row) in enumerate(iter_rows(path, layout)):
         if number % ROWS_BETWEEN_LOOKS == 0:
             work.say(number, rows, "rows", "Reading")
-        if "text" in row:
-            yield row["text"]
+        if text := row.get("text") or row.get("question"):
+            yield text
         for key in ("conversations", "chosen", "rejected"):
             for message in row.get(key) or ():
                 yield message.get("content") or ""
@@ -243,7 +273,31 @@ def _texts(work: Work, path: str, layout: str, rows: int | None) -> Iterator[str
 
 # -- the process --------------------------------------------------------------------------------------------------
 
-KINDS: dict[str, Callable[[Work], None]] = {"dataset_import": dataset_import, "tokenizer_train": tokenizer_train}
+
+def teacher_answers(work: Work) -> None:
+    """Ask a teacher, into a dataset of conversations."""
+    from worker.teacher_job import write_answers  # which imports this module
+
+    write_answers(work)
+
+
+def checkpoint_export(work: Work) -> None:
+    """Write a checkpoint for other programs."""
+    from worker.export_job import export
+
+    export(work)
+
+
+def checkpoint_import(work: Work) -> None:
+    """Take in weights or an adapter of others."""
+    from worker.import_job import import_checkpoint
+
+    import_checkpoint(work)
+
+
+KINDS: dict[str, Callable[[Work], None]] = {"dataset_import": dataset_import, "tokenizer_train": tokenizer_train,
+                                            "teacher_answers": teacher_answers, "checkpoint_export": checkpoint_export,
+                                            "checkpoint_import": checkpoint_import}
 
 
 def execute(job_id: str, attempt: int) -> str:
@@ -302,4 +356,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from worker import jobs  # this file once more, by its name: kinds in other files must meet the same exceptions
+
+    sys.exit(jobs.main(sys.argv[1:]))

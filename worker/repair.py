@@ -328,7 +328,7 @@ def half_made_imports(place: Place) -> Iterator[Finding]:
 
 
 def uploads(place: Place) -> Iterator[Finding]:
-    wanted = {job.payload.get("upload_path") for job in place.open_jobs}
+    wanted = {job.payload.get(key) for job in place.open_jobs for key in ("upload_path", "aside")}
     home = place.settings.uploads_dir
     for path in sorted(home.iterdir()) if home.is_dir() else ():
         if str(path) not in wanted and not place.is_young(path):

@@ -39,12 +39,13 @@ from app.core.settings import Settings, get_settings
 #: JSON bodies; uploads have their own bounds
 MAX_BODY_BYTES = 4 << 20
 MAX_UPLOAD_BYTES = 64 << 30
-UPLOAD_PATHS = ("/api/v1/datasets", "/api/v1/tokenizers")
+UPLOAD_PATHS = ("/api/v1/datasets", "/api/v1/datasets/inspect", "/api/v1/tokenizers",
+                "/api/v1/checkpoints/import")
 #: a refused request's body is read and forgotten up to here, so that its sender gets to the answer
 DRAIN_BYTES, DRAIN_S = 64 << 20, 5.0
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 #: POSTs that change nothing but compute: a viewer may send them
-HARMLESS_POSTS = ("/api/v1/preflight", "/api/v1/logout", "/logout")
+HARMLESS_POSTS = ("/api/v1/preflight", "/api/v1/chat_format", "/api/v1/logout", "/logout")
 #: everybody's own talks with models, which no other user sees: a viewer keeps them too
 OWN_CONVERSATIONS = "/api/v1/conversations"
 CONTENT_SECURITY_POLICY = (

@@ -79,6 +79,7 @@ class GenerationRequest(BaseModel):
 
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{8,64}$")]
     checkpoint: Annotated[str, Field(min_length=1, max_length=4096)]  # absolute directory, from the database
+    adapter: Annotated[str, Field(min_length=1, max_length=4096)] | None = None  # likewise, laid over it
     messages: list[dict[str, Any]] | None = None
     prompt: str | None = None
     open_thinking: bool = False

@@ -129,6 +129,7 @@ class Conversation(Base):
     user_id: Mapped[str] = mapped_column(ForeignKey("user_account.id", ondelete="CASCADE"))
     title: Mapped[str] = mapped_column(String(200))  # "" until there is a message to take it from
     checkpoint_id: Mapped[str | None] = mapped_column(String(32))  # it may be gone by now
+    adapter_checkpoint_id: Mapped[str | None] = mapped_column(String(32))  # whose adapter is laid over it
     version: Mapped[int] = mapped_column(Integer)  # grows with each change: tabs notice each other's
     message_count: Mapped[int] = mapped_column(Integer)  # a list is shown without reading any message
     created_at: Mapped[float] = mapped_column(Float)
@@ -215,6 +216,7 @@ class Run(Base):
     nodes: Mapped[int] = mapped_column(Integer, default=1)
     dataset_id: Mapped[str | None] = mapped_column(ForeignKey("dataset.id"))
     base_checkpoint_id: Mapped[str | None] = mapped_column(String(32))
+    teacher_checkpoint_id: Mapped[str | None] = mapped_column(String(32))  # whose probabilities distill learns
     tokenizer_id: Mapped[str | None] = mapped_column(String(32))
     pipeline_id: Mapped[str | None] = mapped_column(ForeignKey("pipeline.id"), index=True)
     pipeline_position: Mapped[int | None] = mapped_column(Integer)

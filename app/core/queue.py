@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,15 +222,24 @@ def enqueue_job(session: Session, kind: str, payload: dict, *, user_id: str) -> 
     return job
 
 
+#: kinds of jobs that last for hours and mostly wait: one runs beside the others, which would else wait for it
+LONG_JOBS = ("teacher_answers",)
+
+
 def claim_job(session: Session, host_id: str) -> tuple[str, int] | None:
-    """Take the oldest queued job if this host does none yet; returns (id, attempt)."""
+    """Take the oldest queued job if this host does none yet (a long one has a place of its own); returns (id,
+    attempt)."""
     host = session.get(Host, host_id, with_for_update=True, populate_existing=True)
     if host is None or host.draining or host.problem or queue_is_paused(session):
         return None
-    if session.scalar(select(Job.id).where(Job.state == "running", Job.lease_host == host_id).limit(1)):
-        return None
+    busy = session.scalars(select(Job.kind).where(Job.state == "running", Job.lease_host == host_id)).all()
+    queued = select(Job).where(Job.state == "queued")
+    if any(kind in LONG_JOBS for kind in busy):
+        queued = queued.where(Job.kind.not_in(LONG_JOBS))
+    if any(kind not in LONG_JOBS for kind in busy):
+        queued = queued.where(Job.kind.in_(LONG_JOBS))
     at = now(session)
-    for job in session.scalars(select(Job).where(Job.state == "queued").order_by(Job.created_at, Job.id).limit(20)):
+    for job in session.scalars(queued.order_by(Job.created_at, Job.id).limit(20)):
         taken = session.execute(
             update(Job).where(Job.id == job.id, Job.state == "queued", Job.attempt == job.attempt)
             .values(state="running", attempt=job.attempt + 1, lease_owner=f"job-{new_id()}", lease_host=host_id,
@@ -276,7 +286,8 @@ def lose_job(session: Session, job: Job, *, on_purpose: bool = False) -> None:
 
 
 def end_job(session: Session, job: Job, state: str, *, error: dict | None = None, result: dict | None = None) -> None:
-    """End ``job``; what it was making (a dataset, a tokenizer) ends with it, and its upload is removed."""
+    """End ``job``; what it was making (a dataset, a tokenizer) ends with it, and its upload is removed, as is what
+    its attempts have handed on to each other (``aside``)."""
     job.state, job.error, job.result, job.ended_at = state, error, result, now(session)
     job.lease_owner = job.lease_host = job.lease_expires_at = None
     if state != "completed":
@@ -287,11 +298,14 @@ def end_job(session: Session, job: Job, state: str, *, error: dict | None = None
     upload = job.payload.get("upload_path")
     if upload:
         session.after_commit(lambda: Path(upload).unlink(missing_ok=True), key=("unlink", upload))
+    aside = job.payload.get("aside")
+    if aside and state != "completed":
+        session.after_commit(lambda: shutil.rmtree(aside, ignore_errors=True), key=("rmtree", aside))
     session.flush()
 
 
 #: the key of a job's payload that names what the job makes -> the kinds of jobs that make it
-MAKES = {"dataset_id": ("dataset_import",), "tokenizer_id": ("tokenizer_train",)}
+MAKES = {"dataset_id": ("dataset_import", "teacher_answers"), "tokenizer_id": ("tokenizer_train",)}
 
 __all__ = ["Claim", "Unsure", "celery_config", "claim_job", "claim_run", "end_job", "enqueue_job", "lose_job",
            "queue_is_paused", "renew_job", "renew_lease", "request_cancel_job", "ring", "ring_after_commit",

@@ -81,6 +81,10 @@ class Settings(BaseSettings):
         return self.data_dir / "tokenizers"
 
     @property
+    def exports_dir(self) -> Path:
+        return self.data_dir / "exports"
+
+    @property
     def uploads_dir(self) -> Path:
         return self.data_dir / "uploads"
 

@@ -58,11 +58,12 @@ def is_multipart(request: Request) -> bool:
     return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
 
 
-async def receive(request: Request, directory: Path, *, fields: set[str], files: set[str],
-                  max_file_bytes: int) -> Upload:
+async def receive(request: Request, directory: Path, *, fields: set[str], files: set[str], max_file_bytes: int,
+                  many: bool = False) -> Upload:
     """Read a multipart body into ``directory``. Raises ``AppError`` and leaves nothing behind when it is refused.
 
-    Parts with other names than ``fields`` and ``files`` are refused; a file part may come once.
+    Parts with other names than ``fields`` and ``files`` are refused; a file part may come once, with ``many`` often
+    (the second as NAME#2).
     """
     _, options = parse_options_header(request.headers.get("content-type", ""))
     boundary = options.get(b"boundary")
@@ -70,7 +71,7 @@ async def receive(request: Request, directory: Path, *, fields: set[str], files:
         raise Invalid("The multipart body has no boundary.", field="body", hint="Let your HTTP library set it.")
     declared = request.headers.get("content-length", "")
     _refuse_if_disk_is_full(directory, int(declared[:20]) if declared.isdecimal() else 0)
-    receiver = _Receiver(directory, fields, files, max_file_bytes)
+    receiver = _Receiver(directory, fields, files, max_file_bytes, many)
     try:
         parser = MultipartParser(boundary, receiver.callbacks())
         pending = bytearray()
@@ -104,8 +105,10 @@ def _refuse_if_disk_is_full(directory: Path, expected_bytes: int) -> None:
 class _Receiver:
     """Callbacks of the multipart parser; one part at a time."""
 
-    def __init__(self, directory: Path, fields: set[str], files: set[str], max_file_bytes: int):
+    def __init__(self, directory: Path, fields: set[str], files: set[str], max_file_bytes: int,
+                 many: bool = False):
         self.upload = Upload()
+        self._many = many
         self.ended = False
         self._directory, self._fields, self._files, self._limit = directory, fields, files, max_file_bytes
         self._parts = 0
@@ -162,6 +165,8 @@ class _Receiver:
             return
         if self._name not in self._files:
             raise self._unknown("file", self._files)
+        if self._name in self.upload.files and self._many:
+            self._name = f"{self._name}#{len(self.upload.files) + 1}"
         if self._name in self.upload.files:
             raise Invalid(f"The part {self._name} came twice.", field=self._name, hint="Send one file a request.")
         path = self._directory / new_id()

@@ -20,23 +20,39 @@ from app.core.once import KeyHeader, Once, checked_key, hash_of
 from app.core.rest import Page, PagingQuery, Read, inlined_schema, newest_first
 from app.core.settings import get_settings
 from app.core.upload import is_multipart, receive
-from app.datasets import service, tokens
-from app.datasets.schemas import DatasetCreate, DatasetOut, PreviewRow, TokenCount, UploadFields
+from app.datasets import service, teacher, tokens
+from app.datasets.schemas import (
+    DatasetCreate,
+    DatasetOut,
+    InspectFields,
+    Inspection,
+    PreviewRow,
+    TokenCount,
+    UploadFields,
+)
+from app.datasets.teacher_schemas import TeacherCreate
 from minimind.tokenizer import Tokenizer
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 MAX_JSON_BYTES = 64 << 10
+MAX_INSPECTED_BYTES = 64 << 20
 _BODY = {"requestBody": {"required": True, "content": {
-    "application/json": {"schema": inlined_schema(DatasetCreate)},
+    "application/json": {"schema": {"anyOf": [inlined_schema(DatasetCreate), inlined_schema(TeacherCreate)]}},
     "multipart/form-data": {"schema": {
         "type": "object", "required": ["file"], "properties": {
             "file": {"type": "string", "format": "binary"}, "name": {"type": "string"},
-            "layout": {"type": "string", "default": "auto"}}}}}}}
+            "layout": {"type": "string", "default": "auto"},
+            "mapping": {"type": "string", "description": "JSON: what the columns mean, see docs/data.md"}}}}}}}
+_INSPECT_BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": {
+    "type": "object", "required": ["file"], "properties": {
+        "file": {"type": "string", "format": "binary"}, "layout": {"type": "string", "default": "auto"},
+        "mapping": {"type": "string"}, "is_partial": {"type": "boolean", "default": False}}}}}}}
 
 
 @router.post("", status_code=201, response_model=DatasetOut, openapi_extra=_BODY)
 async def create_dataset(request: Request, user: User, key: KeyHeader = None) -> Response:
-    """Upload a file (multipart with ``file``), or have the server write a part of the starter corpus (JSON).
+    """Upload a file (multipart with ``file``), or (JSON) have the server write a part of the starter corpus, or have
+    a teacher answer questions.
 
     The answer comes at once with state ``importing``; a job then reads every row.
     """
@@ -45,13 +61,13 @@ async def create_dataset(request: Request, user: User, key: KeyHeader = None) ->
         return await _receive_file(request, user.user_id, route, key)
     asked, body = await _json_body(request)
     once = Once(user.user_id, route, key, hash_of(body))
-    return await run_in_threadpool(once.do, 201, lambda session: DatasetOut.of(
-        service.create_starter(session, user.user_id, asked)))
+    create = teacher.create if isinstance(asked, TeacherCreate) else service.create_starter
+    return await run_in_threadpool(once.do, 201, lambda session: DatasetOut.of(create(session, user.user_id, asked)))
 
 
 async def _receive_file(request: Request, user_id: str, route: str, key: str | None) -> JSONResponse:
-    upload = await receive(request, get_settings().uploads_dir, fields={"name", "layout"}, files={"file"},
-                           max_file_bytes=MAX_UPLOAD_BYTES)
+    upload = await receive(request, get_settings().uploads_dir, fields={"name", "layout", "mapping"},
+                           files={"file"}, max_file_bytes=MAX_UPLOAD_BYTES)
     kept = False
 
     def work(session: Any) -> DatasetOut:
@@ -74,7 +90,28 @@ async def _receive_file(request: Request, user_id: str, route: str, key: str | N
     return answer
 
 
-async def _json_body(request: Request) -> tuple[DatasetCreate, bytes]:
+@router.post("/inspect", response_model=Inspection, openapi_extra=_INSPECT_BODY)
+async def inspect_file(request: Request, user: User) -> Inspection:
+    """What is recognised in a file, and its first rows as training would read them; nothing is kept.
+
+    Send a file of at most 64 MiB, or its first megabyte with ``is_partial``: the answer is the same but for
+    ``counted``. A zip must be whole. ``POST /datasets`` with the answer's ``mapping`` imports it as shown.
+    """
+    if not is_multipart(request):
+        raise AppError(415, "UNSUPPORTED_MEDIA_TYPE", "A file to look at is sent as multipart/form-data.",
+                       hint="Send it as the part file.")
+    upload = await receive(request, get_settings().uploads_dir, fields={"layout", "mapping", "is_partial"},
+                           files={"file"}, max_file_bytes=MAX_INSPECTED_BYTES)
+    try:
+        fields = _valid(InspectFields, upload.fields)
+        if "file" not in upload.files:
+            raise Invalid("The part file is missing.", field="file", hint="Send the data as the part named file.")
+        return await run_in_threadpool(service.inspect_upload, fields, upload.files["file"])
+    finally:
+        upload.discard()
+
+
+async def _json_body(request: Request) -> tuple[DatasetCreate | TeacherCreate, bytes]:
     if "json" not in request.headers.get("content-type", "").lower():
         raise AppError(415, "UNSUPPORTED_MEDIA_TYPE", "A dataset is sent as multipart/form-data or as JSON.",
                        hint='Upload a file as the part file, or send {"source": {"kind": "starter"}}.')
@@ -92,8 +129,11 @@ async def _json_body(request: Request) -> tuple[DatasetCreate, bytes]:
     kind = source.get("kind") if isinstance(source, dict) else None
     if kind in ("path", "hub", "modelscope"):
         raise Invalid(f"Datasets of the kind {kind} are not part of this version.", field="source.kind",
-                      hint="Upload a file, or use the kind starter.")
-    return _valid(DatasetCreate, values), bytes(body)
+                      hint="Upload a file, or use the kind starter or teacher.")
+    if isinstance(kind, str) and kind not in ("starter", "teacher"):
+        raise Invalid(f"There is no kind of source named {kind[:60]!r}.", field="source.kind",
+                      hint="Use starter or teacher, or upload a file.")
+    return _valid(TeacherCreate if kind == "teacher" else DatasetCreate, values), bytes(body)
 
 
 def _valid(model: Any, values: Any) -> Any:

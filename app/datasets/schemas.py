@@ -8,10 +8,11 @@ from pydantic import BaseModel, Field
 
 from app.core.models import Dataset
 from app.core.rest import Name, RequestBody, rfc3339
-from minimind.data import starter
+from minimind.data import foreign, starter
 from minimind.data.layouts import LAYOUTS
 
-Layout = Literal[("auto", *LAYOUTS)]
+#: our own, and those that are converted at import
+Layout = Literal[("auto", *dict.fromkeys((*LAYOUTS, *foreign.LAYOUTS)))]
 
 
 class StarterSource(RequestBody):
@@ -32,10 +33,48 @@ class DatasetCreate(RequestBody):
 
 
 class UploadFields(RequestBody):
-    """What may stand beside ``file`` in the multipart body."""
+    """What may stand beside ``file`` in the multipart body. ``mapping``: JSON text, see docs/data.md."""
 
     name: Name | None = None
     layout: Layout = "auto"
+    mapping: Annotated[str, Field(max_length=16 << 10)] | None = None
+
+
+class InspectFields(RequestBody):
+    """``is_partial``: the file is only the beginning of one (not of a zip, whose list of files is at its end)."""
+
+    layout: Layout = "auto"
+    mapping: Annotated[str, Field(max_length=16 << 10)] | None = None
+    is_partial: bool = False
+
+
+class InspectedRow(BaseModel):
+    line: int
+    row: dict[str, Any]
+    is_cut: bool
+
+
+class Inspection(BaseModel):
+    """What was recognised in a file, before it is imported.
+
+    ``layout``: as its authors wrote it; ``canonical``: what its rows become, the layout of the dataset; ``columns``:
+    of its first rows; ``mapping``: as understood, to be corrected and sent with the upload; ``is_certain``: false where
+    it is a proposal that an import would not make by itself; ``counted``: its rows, null where not all were read;
+    ``placeholders``: words such as ``{{name}}`` that its rows hold.
+    """
+
+    layout: str | None
+    canonical: str | None
+    container: str | None
+    encoding: str | None
+    columns: list[str]
+    mapping: dict[str, Any]
+    is_certain: bool
+    rows: list[InspectedRow]
+    counted: int | None
+    placeholders: list[str]
+    problems: list[dict[str, Any]]
+    warnings: list[str]
 
 
 class DatasetOut(BaseModel):

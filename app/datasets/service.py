@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +19,17 @@ from app.core.queue import enqueue_job
 from app.core.rest import find, get_or_404
 from app.core.settings import get_settings
 from app.core.upload import UploadedFile
-from app.datasets.schemas import DatasetCreate, PreviewRow, TokenCount, UploadFields
-from minimind.chat_format import encode_conversation
+from app.datasets.schemas import (
+    DatasetCreate,
+    InspectedRow,
+    InspectFields,
+    Inspection,
+    PreviewRow,
+    TokenCount,
+    UploadFields,
+)
+from minimind.chat_format import encode_conversation, encode_pair
+from minimind.data import foreign
 from minimind.data.layouts import iter_rows
 from minimind.data.starter import LAYOUT_OF_PART
 from minimind.errors import DataError
@@ -34,7 +44,7 @@ MAX_PREVIEW_ROW = 1_000_000
 PREVIEW_ENTRIES, PREVIEW_DEPTH = 200, 40
 #: by layout, the dialogues of a row; in the other layouts it is one text
 SIDES = {"conversations": ("conversations",), "dpo": ("chosen", "rejected")}
-_READ = ("text", "conversations", "chosen", "rejected")
+_READ = ("text", "question", "conversations", "chosen", "rejected")
 #: characters that are counted before the rest is estimated: a second or two of one core
 COUNTED_CHARS = 8_000_000
 #: an upload that nobody has written to for this long has lost its writer
@@ -55,14 +65,41 @@ def create_starter(session: Session, user_id: str, asked: DatasetCreate) -> Data
 
 def create_upload(session: Session, user_id: str, asked: UploadFields, file: UploadedFile) -> Dataset:
     source = {"kind": "upload", "filename": file.filename}
+    mapping = read_mapping(asked.mapping)
     return _enqueue(session, user_id, asked.name or file.filename, source, asked.layout,
-                    {"upload_path": str(file.path), "starter": None})
+                    {"upload_path": str(file.path), "starter": None, "mapping": mapping or None})
+
+
+def read_mapping(text: str | None) -> dict[str, Any]:
+    """The mapping that came as JSON text, checked. Raises ``Invalid`` or ``ConfigError`` with all its problems."""
+    if not text:
+        return {}
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise Invalid("The mapping is not valid JSON.", field="mapping",
+                      hint='Write it like {"layout": "pairs", "question": "ask", "answer": "answer"}.') from None
+    return foreign.checked(value)
+
+
+def inspect_upload(asked: InspectFields, file: UploadedFile) -> Inspection:
+    """What is recognised in a file that is looked at and not kept."""
+    mapping = read_mapping(asked.mapping)
+    if asked.layout != "auto":
+        mapping = {"layout": asked.layout, **mapping}
+    found = foreign.inspect(file.path, file.filename, mapping, is_partial=asked.is_partial)
+    rows = []
+    for one in found.pop("rows"):
+        shown = _shortened(one["row"])
+        rows.append(InspectedRow(line=one["line"], row=shown, is_cut=shown != one["row"]))
+    return Inspection(**_shortened(found), rows=rows)
 
 
 def _enqueue(session: Session, user_id: str, name: str, source: dict, layout: str, payload: dict) -> Dataset:
     id = new_id()
     job = enqueue_job(session, "dataset_import", {"dataset_id": id, "layout": layout, **payload}, user_id=user_id)
-    dataset = Dataset(id=id, name=name, user_id=user_id, layout=layout, state="importing", source=source, warnings=[],
+    becomes = foreign.LAYOUTS[layout][0] if layout in foreign.LAYOUTS else layout
+    dataset = Dataset(id=id, name=name, user_id=user_id, layout=becomes, state="importing", source=source, warnings=[],
                       job_id=job.id, created_at=now(session))
     session.add(dataset)
     session.flush()
@@ -82,7 +119,7 @@ def remove(session: Session, dataset: Dataset) -> None:
         if any(stage.get("dataset_id") == dataset.id for stage in line.stages):
             raise Conflict(f"The pipeline {line.name} uses this dataset.", hint="Cancel the pipeline first.")
     for job in session.scalars(select(Job).where(Job.state.in_(("queued", "running")))):
-        if job.payload.get("dataset_id") == dataset.id:
+        if dataset.id in (job.payload.get("dataset_id"), job.payload.get("questions_dataset_id")):
             raise Conflict("A job reads this dataset.", hint=f"Wait for job {job.id}, or cancel it.")
     session.delete(dataset)
     session.flush()
@@ -102,8 +139,8 @@ def _remove_files(directory: Path) -> None:
 def sweep_uploads() -> int:
     """Remove what a web process that was killed in the middle of an upload has left; returns how many files."""
     with reading() as session:
-        wanted = {j.payload.get("upload_path") for j in session.scalars(
-            select(Job).where(Job.state.in_(("queued", "running"))))}
+        wanted = {j.payload.get(key) for j in session.scalars(select(Job).where(Job.state.in_(("queued", "running"))))
+                  for key in ("upload_path", "aside")}
     oldest = time.time() - LEFT_AFTER_S
     left = [p for p in get_settings().uploads_dir.glob("*") if str(p) not in wanted and p.stat().st_mtime < oldest]
     for path in left:
@@ -210,9 +247,13 @@ def _batches(rows: Iterator[tuple[int, dict]], layout: str) -> Iterator[_Batch]:
         yield batch, chars, is_whole
 
 
+def _text_of(row: dict) -> str:
+    return row["text"] if "text" in row else row["question"]
+
+
 def _chars_of(row: dict, layout: str) -> int:
     if layout not in SIDES:
-        return len(row["text"])
+        return len(_text_of(row))
     return sum(len(str(row[side])) for side in SIDES[layout]) + len(str(row.get("tools") or ""))
 
 
@@ -220,14 +261,18 @@ def _tokens_of(tokenizer: Tokenizer, layout: str, rows: list[tuple[int, dict]]) 
     """As ``minimind.data.cache.encode_rows`` makes them: a text stands between two control tokens, a dialogue has its
     template and its tools around it. Of a row that is too long only the beginning is encoded, and scaled."""
     if layout not in SIDES:
-        return sum(_tokens_of_texts(tokenizer, [row["text"] for _, row in rows]))
+        return sum(_tokens_of_texts(tokenizer, [_text_of(row) for _, row in rows]))
     tokens = 0
     for line, row in rows:
         if _chars_of(row, layout) > COUNTED_CHARS:  # a template takes a dialogue whole or not at all
             tokens += sum(_tokens_of_texts(tokenizer, [str(row[side]) for side in SIDES[layout]]))
             continue
         try:
-            tokens += sum(len(encode_conversation(tokenizer, row[s], row.get("tools"))[0]) for s in SIDES[layout])
+            if layout == "conversations":
+                tokens += len(encode_conversation(tokenizer, row["conversations"], row.get("tools"))[0])
+            else:
+                pair = encode_pair(tokenizer, row["chosen"], row["rejected"], row.get("tools"))
+                tokens += len(pair.chosen_ids) + len(pair.rejected_ids)
         except DataError as error:
             raise DataError(f"Line {line}: {error.message}", line=line, field=error.field, hint=error.hint) from None
     return tokens

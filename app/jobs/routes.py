@@ -1,4 +1,4 @@
-"""``/jobs``: long work that is not a run: imports, tokenizers."""
+"""``/jobs``: long work that is not a run: imports, exports, tokenizers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from app.core.rest import Page, PagingQuery, Read, get_or_404, newest_first, rfc
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 JobState = Literal["queued", "running", "completed", "failed", "cancelled"]
-JobKind = Literal["dataset_import", "tokenizer_train"]
+JobKind = Literal["dataset_import", "tokenizer_train", "teacher_answers", "checkpoint_export", "checkpoint_import"]
 
 
 class JobOut(BaseModel):

@@ -11,6 +11,7 @@ from app.core.db import reading
 from app.core.models import JOB_STATES, RUN_STATES
 from app.docs_page import paragraphs, schemas, sections
 from app.i18n import gettext as _
+from app.pipelines.view import Gate
 from app.rendering import page
 from app.system import service
 from app.system.view import view
@@ -54,9 +55,13 @@ def patterns_page(request: Request, user: User) -> Response:
     def station(stage: str, state: str | None, **more: Any) -> dict[str, Any]:
         progress = {"step": 40, "total_steps": 100}
         run = None if state is None else {"id": state, "name": stage, "state": state, "progress": progress}
-        return {"stage": stage, "run": run, "gate": None, "earlier_tries": 0} | more
+        return {"stage": stage, "title": None, "run": run, "gates": [], "earlier_tries": 0, "before": None,
+                "teacher": None} | more
 
-    stations = [station("tokenizer", "completed"), station("pretrain", "running", gate={"eval_loss": 2.5}),
-                station("sft", "failed", earlier_tries=2), station("sft", None)]
+    open_gate, shut_gate = Gate("eval_loss", 2.5, 1.25, True), Gate("reward_accuracy", 0.9, 0.85, True)
+    stations = [station("tokenizer", "completed"), station("pretrain", "completed", gates=[open_gate]),
+                station("dpo", "completed", gates=[shut_gate]), station("sft", "failed", earlier_tries=2),
+                station("distill", None, title="Student: distillation", before=-1, teacher=1,
+                        gates=[Gate("eval_loss", 2.5, None, False)])]
     return page(request, "pages/patterns.html", run_states=RUN_STATES, job_states=JOB_STATES,
                 dataset_states=("importing", "ready", "failed"), stations=stations)

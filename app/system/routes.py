@@ -56,6 +56,7 @@ def list_presets() -> Page[PresetOut]:
 def run_preflight(asked: PreflightRequest, post: Post):
     """What a run would need, computed without starting it; refused with the same problems as the run."""
     damage.look(asked.base_checkpoint_id)
+    damage.look(asked.teacher_checkpoint_id)
     return post.do(200, lambda session: preflight.answer(session, asked))
 
 

@@ -221,13 +221,17 @@ def _jobs(session: Session) -> list[JobRow]:
 
 
 def _job(session: Session, job: Job) -> JobRow:
-    labels = {"dataset_import": _("Import a dataset"), "tokenizer_train": _("Train a tokenizer")}
+    labels = {"dataset_import": _("Import a dataset"), "tokenizer_train": _("Train a tokenizer"),
+              "teacher_answers": _("Have a teacher answer"), "checkpoint_export": _("Export a checkpoint"),
+              "checkpoint_import": _("Import a model")}
     subject, href = None, None
-    if job.kind == "dataset_import":
+    if job.kind in ("dataset_import", "teacher_answers"):
         dataset = session.get(Dataset, job.payload.get("dataset_id", ""))
         if dataset is not None:
             subject, href = dataset.name, f"/datasets/{dataset.id}"
     elif job.kind == "tokenizer_train":
         subject = session.scalar(select(TokenizerRow.name).where(TokenizerRow.job_id == job.id))
+    elif job.kind in ("checkpoint_export", "checkpoint_import"):
+        subject = job.payload["name"]
     return JobRow(JobOut.of(job), labels.get(job.kind, job.kind), subject, href)
 

@@ -72,7 +72,7 @@ class Ours:
     def gradients(self, documents: list[np.ndarray]) -> float:
         """Mean loss in nats; leaves its gradients in the parameters."""
         ids, targets, segments = packed(documents)
-        loss = self.model(ids, segments=segments, targets=targets).nll / int((targets != IGNORE).sum())
+        loss = self.model(ids, segments=segments, targets=targets).loss / int((targets != IGNORE).sum())
         loss.backward()
         return float(loss.detach())
 
@@ -92,7 +92,7 @@ class Ours:
     @torch.no_grad()
     def mean_loss(self, documents: list[np.ndarray]) -> float:
         ids, targets, segments = packed(documents)
-        return float(self.model(ids, segments=segments, targets=targets).nll / (targets != IGNORE).sum())
+        return float(self.model(ids, segments=segments, targets=targets).loss / (targets != IGNORE).sum())
 
 
 def hugging_face_model(shape: Shape) -> Any:

@@ -3,9 +3,10 @@
 ::
 
     cache/tokens/{hash}/  tokens.bin   uint16 (uint32 for large vocabularies), all documents one behind the other
-                          mask.bin     one bit a token: is it learnt (conversations only)
+                          mask.bin     one bit a token: is it learnt (conversations and pairs only)
                           offsets.npy  [documents + 1] first token of each document
                           hashes.npy   [documents] 64 bits of each document's content, for the held-out split
+                                       (the two sides of a preference pair, one behind the other, share theirs)
                           learnt.npy   [documents] tokens of each that are learnt (its first one never is)
                           meta.json
 
@@ -35,16 +36,19 @@ from typing import Any
 import numpy as np
 
 from minimind.data import layouts
+from minimind.data.foreign import Report
 from minimind.data.layouts import data_files
 from minimind.errors import DataError, DiskFullError
 from minimind.manifest import sha256_of
 from minimind.run_dir import read_json, write_json
 from minimind.tokenizer import Tokenizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BATCH_ROWS, BATCH_BYTES = 512, 1 << 20  # of one unit of work, whichever comes first: long rows do not fill the memory
 POOL_FROM_BYTES = 8 << 20  # smaller files are tokenized before a pool has started
 MAX_UINT16_VOCABULARY = 1 << 16
+#: layouts in which not every token is learnt
+MASKED_LAYOUTS = ("conversations", "dpo")
 
 #: ``progress(rows done, bytes of the files done)``; it may raise to stop the work
 Progress = Callable[[int, int], None]
@@ -76,8 +80,13 @@ class TokenCache:
         return self.path.name
 
     @property
+    def warnings(self) -> list[str]:
+        """What converting a file of a foreign layout has found."""
+        return self.meta.get("warnings", [])
+
+    @property
     def is_masked(self) -> bool:
-        """Whether some tokens are there to be read only (conversations), not learnt."""
+        """Whether some tokens are there to be read only (prompts), not learnt."""
         return self.mask is not None
 
     @cached_property
@@ -180,14 +189,16 @@ def _remove_abandoned(parent: Path) -> None:
 
 def _write(directory: Path, path: Path | str, layout: str, tokenizer: Tokenizer, content: str, workers: int,
            progress: Progress | None) -> None:
-    masked = layout == "conversations"
+    masked = layout in MASKED_LAYOUTS
     sizes: list[np.ndarray] = []
     hashes: list[np.ndarray] = []
     learnt: list[np.ndarray] = []
     bits = np.zeros(0, dtype=bool)  # of the mask, too few for a byte yet
     rows = text_bytes = 0
+    reports: list[Report] = []
     with open(directory / "tokens.bin", "wb") as tokens_file, open(directory / "mask.bin", "wb") as mask_file:
-        for bytes_done, (ids, lengths, digests, mask, size) in _encoded(path, layout, tokenizer, workers):
+        for bytes_done, (ids, lengths, digests, mask, size) in _encoded(path, layout, tokenizer, workers,
+                                                                              reports):
             tokens_file.write(ids.tobytes())
             sizes.append(lengths)
             hashes.append(digests)
@@ -211,7 +222,8 @@ def _write(directory: Path, path: Path | str, layout: str, tokenizer: Tokenizer,
     write_json(directory / "meta.json", {
         "version": FORMAT_VERSION, "dtype": _dtype(tokenizer).name, "masked": masked, "layout": layout,
         "documents": len(offsets) - 1, "tokens": int(offsets[-1]), "text_bytes": text_bytes, "content": content,
-        "tokenizer_fingerprint": tokenizer.fingerprint})
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "warnings": [warning for report in reports for warning in report.warnings]})
 
 
 def _dtype(tokenizer: Tokenizer) -> np.dtype:
@@ -233,14 +245,15 @@ Encoded = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, int]
 Row = tuple[int, dict]  # its line number and what stands there
 
 
-def _encoded(path: Path | str, layout: str, tokenizer: Tokenizer, workers: int) -> Iterator[tuple[int, Encoded]]:
+def _encoded(path: Path | str, layout: str, tokenizer: Tokenizer, workers: int,
+             reports: list[Report]) -> Iterator[tuple[int, Encoded]]:
     """``(bytes of the files done, batch of documents)`` in file order, encoded here or by a pool of processes.
 
     Reading and checking rows is a small part of the work (a core reads at 200 MB/s and encodes at 5), so this process
     reads for all. Processes and not threads, because templates and the lists of ids are Python objects.
     """
     size = sum(f.stat().st_size for f in data_files(path))
-    batches = _batches(path, layout, size)
+    batches = _batches(path, layout, size, reports)
     if workers == 1 or size < POOL_FROM_BYTES:
         for done, batch in batches:
             yield done, encode_rows(tokenizer, layout, batch)
@@ -273,11 +286,12 @@ def _result(waiting: deque[tuple[int, Future[Encoded]]]) -> tuple[int, Encoded]:
     return done, future.result()
 
 
-def _batches(path: Path | str, layout: str, size: int) -> Iterator[tuple[int, list[Row]]]:
-    """``(bytes read, rows)``. ``size``: bytes of all files."""
+def _batches(path: Path | str, layout: str, size: int,
+             reports: list[Report]) -> Iterator[tuple[int, list[Row]]]:
+    """``(bytes read, rows)``. ``size``: bytes of all files; ``reports``: as of ``layouts.iter_places``."""
     batch: list[Row] = []
     done = begun = 0
-    for done, line, row in layouts.iter_places(path, layout):
+    for done, line, row in layouts.iter_places(path, layout, reports):
         batch.append((line, row))
         if len(batch) == BATCH_ROWS or done - begun >= BATCH_BYTES:
             yield min(done, size), batch  # a last line may lack its newline
@@ -304,21 +318,20 @@ def _work(batch: list[Row]) -> Encoded:
 
 
 def encode_rows(tokenizer: Tokenizer, layout: str, rows: list[Row]) -> Encoded:
-    """Encode rows of ``layout``. A text becomes ``<|im_start|>text<|im_end|>``, a dialogue what its template says."""
+    """Encode rows of ``layout``. A text becomes ``<|im_start|>text<|im_end|>``, a dialogue what its template says, a
+    pair two documents: the chosen side, then the rejected one."""
     masks: list[list[bool]] = []
-    if layout == "conversations":
-        from minimind.chat_format import encode_conversation
-
+    if layout in MASKED_LAYOUTS:
         documents, texts = [], []
         for line, row in rows:
             try:
-                ids, mask = encode_conversation(tokenizer, row["conversations"], row.get("tools"))
+                sides = _dialogues_of(tokenizer, layout, row)
             except DataError as error:
                 raise DataError(f"Line {line}: {error.message}", line=line, field=error.field,
                                 hint=error.hint) from None
-            documents.append(ids)
-            masks.append(mask)
-            texts.append(json.dumps(row, sort_keys=True, ensure_ascii=False))
+            documents += [ids for ids, _ in sides]
+            masks += [mask for _, mask in sides]
+            texts += [json.dumps(row, sort_keys=True, ensure_ascii=False)] * len(sides)
     else:
         texts = [row["text"] for _, row in rows]
         documents = [[tokenizer.bos_id, *ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(texts)]
@@ -326,5 +339,15 @@ def encode_rows(tokenizer: Tokenizer, layout: str, rows: list[Row]) -> Encoded:
     digests = [hashlib.blake2b(c, digest_size=8).digest() for c in contents]
     lengths = np.array([len(d) for d in documents], dtype=np.int64)
     ids = np.fromiter(chain.from_iterable(documents), dtype=_dtype(tokenizer), count=int(lengths.sum()))
-    mask = np.fromiter(chain.from_iterable(masks), dtype=bool) if layout == "conversations" else None
+    mask = np.fromiter(chain.from_iterable(masks), dtype=bool) if layout in MASKED_LAYOUTS else None
     return ids, lengths, np.frombuffer(b"".join(digests), dtype=np.uint64), mask, sum(map(len, contents))
+
+
+def _dialogues_of(tokenizer: Tokenizer, layout: str, row: dict) -> list[tuple[list[int], list[bool]]]:
+    """``(ids, which of them are learnt)`` of the dialogues in a row."""
+    from minimind.chat_format import encode_conversation, encode_pair
+
+    if layout == "conversations":
+        return [encode_conversation(tokenizer, row["conversations"], row.get("tools"))]
+    pair = encode_pair(tokenizer, row["chosen"], row["rejected"], row.get("tools"))
+    return [(pair.chosen_ids, pair.chosen_mask), (pair.rejected_ids, pair.rejected_mask)]

@@ -86,7 +86,11 @@ def join(parts: Sequence[Rows]) -> Rows:
     pieces = np.cumsum([0] + [len(part.starts) for part in parts])
     together: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts])
                                 for name in ("lengths", "open_end", "targets", "tokens")}
-    return Rows(joined, starts=np.concatenate([part.starts + base for part, base in zip(parts, joined.bases)]),
+    documents = None
+    if all(part.documents is not None for part in parts):
+        documents = np.concatenate([part.documents for part in parts])
+    return Rows(joined, documents=documents,
+                starts=np.concatenate([part.starts + base for part, base in zip(parts, joined.bases)]),
                 row_starts=np.concatenate([part.row_starts[:-1] + first for part, first in zip(parts, pieces)]
                                           + [pieces[-1:]]), **together)
 

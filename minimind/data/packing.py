@@ -1,7 +1,8 @@
 """Rows without padding: which pieces of which documents stand in each row.
 
 A row is a list of *pieces*; a piece is a run of tokens of one document and sees nothing outside itself. Pretraining
-cuts the stream of all documents every ``max_seq_len`` tokens; fine-tuning packs whole conversations, best fit first.
+cuts the stream of all documents every ``max_seq_len`` tokens; fine-tuning packs whole conversations, best fit first;
+preferences keep both sides of a pair in one row.
 A piece's targets are its tokens shifted by one; the last one's target is the document's next token, where there
 is one. Everything is vectorised or linear: a billion tokens are laid out in seconds.
 """
@@ -38,7 +39,8 @@ class Rows:
     ``starts`` [P] first token of a piece in the cache, ``lengths`` [P] its tokens, ``open_end`` [P] bool: the
     document goes on behind it; ``row_starts`` [R + 1] first piece of each row; ``targets`` [R] and ``tokens`` [R]
     learnt and read tokens of each row. ``mixture``: how often rows of each source are taken, where there are several
-    (every row once an epoch otherwise).
+    (every row once an epoch otherwise). ``documents`` [P]: number of each piece's document among those of all sources,
+    known of pairs alone.
     """
 
     cache: Tokens
@@ -49,6 +51,7 @@ class Rows:
     targets: np.ndarray
     tokens: np.ndarray
     mixture: Mixture | None = None
+    documents: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -112,8 +115,9 @@ def pack_documents(cache: TokenCache, documents: np.ndarray, max_seq_len: int) -
     """Whole documents in as few rows as best-fit-decreasing finds; too long ones are cut to ``max_seq_len``.
 
     A cut keeps the beginning where something is learnt in it, else what stands round the first learnt token.
-    Returns the rows and ``{"cut": documents cut, "cut_tokens": tokens cut off, "dropped": documents in which nothing
-    is learnt, "dropped_tokens": their tokens}``.
+    Returns the rows and ``{"cut": documents cut, "cut_tokens": tokens cut off, "late": those that lost their beginning,
+    "first_late": number of the first one from 1, or 0, "dropped": documents in which nothing is learnt,
+    "dropped_tokens": their tokens}``.
     """
     useful = cache.num_learnt[documents] > 0
     dropped = documents[~useful]
@@ -121,7 +125,7 @@ def pack_documents(cache: TokenCache, documents: np.ndarray, max_seq_len: int) -
     first, size, learnt = cache.offsets[documents].copy(), cache.sizes[documents].copy(), \
         cache.num_learnt[documents].copy()
     long = np.flatnonzero(size > max_seq_len)
-    counts = {"cut": len(long), "cut_tokens": int((size[long] - max_seq_len).sum()),
+    counts = {"cut": len(long), "cut_tokens": int((size[long] - max_seq_len).sum()), "late": 0, "first_late": 0,
               "dropped": len(dropped), "dropped_tokens": int(cache.sizes[dropped].sum())}
     for i in long:
         start, end = int(first[i]), int(first[i] + size[i])
@@ -131,6 +135,8 @@ def pack_documents(cache: TokenCache, documents: np.ndarray, max_seq_len: int) -
             shift = min(int(marks.argmax()) - max_seq_len // 2, end - start - max_seq_len)
             first[i] += shift
             marks = marks[shift:]
+            counts["late"] += 1
+            counts["first_late"] = counts["first_late"] or int(documents[i]) + 1
         size[i] = max_seq_len
         learnt[i] = marks[1:max_seq_len].sum()
     rows = _best_fit(size, max_seq_len)
@@ -138,6 +144,38 @@ def pack_documents(cache: TokenCache, documents: np.ndarray, max_seq_len: int) -
     row_starts = np.cumsum([0] + [len(row) for row in rows]).astype(np.int64)
     closed = np.zeros(len(order), dtype=bool)
     return _rows(cache, first[order], size[order], closed, row_starts, learnt[order]), counts
+
+
+def pack_pairs(cache: TokenCache, documents: np.ndarray, max_seq_len: int) -> tuple[Rows, dict[str, int]]:
+    """Pairs (documents 2 i and 2 i + 1) in rows of ``2 * max_seq_len`` tokens, both sides of a pair in one row.
+
+    A side that is longer than ``max_seq_len`` loses the end of its answer. A pair whose prompt alone fills that many
+    tokens has nothing left to compare: it is left out, and so is one of whose sides a cut leaves nothing learnt.
+    Returns the rows and ``{"cut": sides cut, "cut_tokens", "dropped": pairs left out, "dropped_tokens",
+    "first_dropped": number of the first one from 1, or 0}``.
+    """
+    chosen = documents[documents % 2 == 0]
+    sides = np.stack([chosen, chosen + 1], axis=1)  # [K, 2]
+    whole = cache.sizes[sides]
+    size = np.minimum(whole, max_seq_len)
+    learnt = cache.num_learnt[sides].copy()
+    for pair, side in np.argwhere(whole > max_seq_len):
+        start = int(cache.offsets[sides[pair, side]])
+        learnt[pair, side] = cache.learnt(start, start + max_seq_len)[1:].sum()
+    fits = (learnt > 0).all(axis=1)
+    is_cut = (whole > max_seq_len)[fits]
+    out = np.flatnonzero(~fits)
+    counts = {"cut": int(is_cut.sum()), "cut_tokens": int((whole - size)[fits].sum()), "dropped": len(out),
+              "dropped_tokens": int(whole[out].sum()), "first_dropped": int(chosen[out[0]]) // 2 + 1 if len(out) else 0}
+    sides, size, learnt = sides[fits], size[fits], learnt[fits]
+    rows = _best_fit(size.sum(axis=1), 2 * max_seq_len)
+    order = np.array([i for row in rows for i in row], dtype=np.int64)
+    row_starts = 2 * np.cumsum([0] + [len(row) for row in rows]).astype(np.int64)
+    found = sides[order].reshape(-1)
+    packed = _rows(cache, cache.offsets[found], size[order].reshape(-1), np.zeros(len(found), dtype=bool), row_starts,
+                   learnt[order].reshape(-1))
+    packed.documents = found.astype(np.int64)
+    return packed, counts
 
 
 def _best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:

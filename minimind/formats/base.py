@@ -1,4 +1,4 @@
-"""What ``--from_weight`` names, as a checkpoint of ours: foreign weights are turned into one, once, in the cache."""
+"""What ``--from_weight`` names, as a whole checkpoint of ours: what is none is turned into one, once, in the cache."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +17,16 @@ from safetensors.torch import save_file
 from minimind.errors import CheckpointError, DataError
 from minimind.formats.hf_config import CONFIG_FILE, hf_config
 from minimind.formats.huggingface import WEIGHTS_FILE
-from minimind.formats.source import Source, files_of, format_of, in_run, load_weights_from
-from minimind.manifest import Manifest, sha256_of
+from minimind.formats.peft import ADAPTER_CONFIG_FILE
+from minimind.formats.source import Source, files_of, format_of, load_weights_from
+from minimind.manifest import Manifest, in_run, sha256_of
 from minimind.run_dir import write_json
 from minimind.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG_FILE
 from minimind.tokenizer import TEMPLATE_FILE, TOKENIZER_FILE, Tokenizer
 
 #: another way of reading gives other weights: count up, so that nobody gets the old ones from the cache
 IMPORT_VERSION = 1
-BESIDES_WEIGHTS = (CONFIG_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, TEMPLATE_FILE)
+BESIDES_WEIGHTS = (CONFIG_FILE, ADAPTER_CONFIG_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, TEMPLATE_FILE)
 
 
 @dataclass(frozen=True)
@@ -39,23 +41,27 @@ class Base:
 
 
 def open_base(given: Path, cache_dir: Path) -> Base:
-    """``given``: a run, a checkpoint, a Hugging Face folder or a ``.pth`` file. Raises ``CheckpointError``."""
+    """``given``: a run, a checkpoint, a Hugging Face folder or a ``.pth`` file; the adapters of a lora run are merged
+    into its base. Raises ``CheckpointError``."""
     given = in_run(given)
     if format_of(given) != "checkpoint":
         return _import(given, cache_dir)
     manifest = Manifest.read(given)
     manifest.verify(given)
+    if manifest.adapter is not None:
+        return _import(given, cache_dir, {"world": manifest.lineage.get("world")})
     return Base(given, manifest, manifest.files[WEIGHTS_FILE]["sha256"], True)
 
 
-def _import(given: Path, cache_dir: Path) -> Base:
+def _import(given: Path, cache_dir: Path, lineage: Mapping[str, object] | None = None) -> Base:
+    """``lineage``: what else to say of where the weights come from."""
     hashes = {file.name: sha256_of(file) for file in files_of(given)}
     weights = next(iter(hashes.values())) if len(hashes) == 1 else _sha256(hashes)
     besides = {name: sha256_of(given / name) for name in BESIDES_WEIGHTS if (given / name).is_file()}
     target = cache_dir / "weights" / _sha256([IMPORT_VERSION, hashes, besides])[:32]
     manifest = _made_before(target)
     if manifest is None:
-        _make(target, load_weights_from(given), {"base": str(given), "base_weights": weights})
+        _make(target, load_weights_from(given), {**(lineage or {}), "base": str(given), "base_weights": weights})
         manifest = Manifest.read(target)
     return Base(target, manifest, weights, (target / TOKENIZER_FILE).exists(), tuple(manifest.lineage["warnings"]))
 

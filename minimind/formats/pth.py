@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -120,7 +121,8 @@ def infer_config(weights: dict[str, Tensor], path: Path) -> ModelConfig:
 
 
 def _refuse_others(weights: dict[str, Tensor], path: Path) -> None:
-    kinds = (("lora", "a LoRA adapter, which changes a model and is none", "Merge it into its base first."),
+    kinds = (("lora", "a LoRA adapter, which changes a model and is none",
+              "Merge it into its base first: python -m minimind.adapter merge."),
              ("tok_embeddings", "weights of MiniMind 1, whose parts are arranged in another way",
               "Use a model of minimind2 or minimind-3."),
              ("vision_", "a vision model", "Use the language model that it was made from."))
@@ -145,15 +147,25 @@ def save_pth(path: Path | str, config: ModelConfig, weights: dict[str, Tensor]) 
 
     Raises ``CheckpointError`` for a weight that float16 cannot hold.
     """
-    path = Path(path)
+    tensors = to_float16(cleaned(split_experts(weights), config.tie_word_embeddings))
+    if config.tie_word_embeddings:
+        tensors[HEAD] = tensors[EMBEDDING]
+    return write_pickle(Path(path), tensors)
+
+
+def to_float16(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Raises ``CheckpointError`` for a weight that float16 cannot hold."""
     tensors = {}
-    for name, tensor in cleaned(split_experts(weights), config.tie_word_embeddings).items():
+    for name, tensor in weights.items():
         tensors[name] = tensor.detach().to("cpu", torch.float16).contiguous()
         if not bool(torch.isfinite(tensors[name]).all()):
             raise CheckpointError(f"{name} has values that float16 cannot hold (beyond 65,504, or not finite).",
                                   hint="Save a Hugging Face folder in float32.")
-    if config.tie_word_embeddings:
-        tensors[HEAD] = tensors[EMBEDDING]
+    return tensors
+
+
+def write_pickle(path: Path, tensors: dict[str, Tensor]) -> Path:
+    """Whole or not at all."""
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with open(aside, "wb") as file:

@@ -8,15 +8,18 @@ from pathlib import Path
 from torch import Tensor
 
 from minimind.errors import CheckpointError
+from minimind.formats.adapters import base_of, merged_checkpoint
 from minimind.formats.hf_config import CONFIG_FILE
 from minimind.formats.huggingface import WEIGHTS_FILE, read_huggingface, read_safetensors, weight_files
+from minimind.formats.peft import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from minimind.formats.pth import infer_config, read_pth
 from minimind.formats.tensors import check_fit, cleaned, not_finite, to_float32
-from minimind.manifest import MANIFEST_FILE, Manifest, newest_valid
+from minimind.manifest import MANIFEST_FILE, Manifest, in_run
 from minimind.presets import ModelConfig
 from minimind.tokenizer import TOKENIZER_FILE
 
 PICKLES = (".pth", ".pt", ".bin")
+MERGE_FIRST = "Merge them first: python -m minimind.adapter merge ADAPTER OUT --base BASE, and start from OUT."
 
 
 @dataclass(frozen=True)
@@ -30,16 +33,6 @@ class Source:
     warnings: tuple[str, ...] = ()
 
 
-def in_run(path: Path) -> Path:
-    """The newest whole checkpoint where ``path`` is a run directory, else ``path``. Raises ``CheckpointError``."""
-    if not (path / "checkpoints").is_dir():
-        return path
-    newest, _ = newest_valid(path)
-    if newest is None:
-        raise CheckpointError(f"The run {path} has no whole checkpoint.", hint="Choose another run.")
-    return newest
-
-
 def format_of(path: Path) -> str:
     """Raises ``CheckpointError`` where there is nothing of a kind that can be read."""
     if not path.exists():
@@ -51,6 +44,9 @@ def format_of(path: Path) -> str:
         return "pth"
     if (path / MANIFEST_FILE).exists():
         return "checkpoint"
+    if (path / ADAPTER_CONFIG_FILE).exists():
+        raise CheckpointError(f"{path} is an adapter, which is a model only together with its base.",
+                              hint=MERGE_FIRST)
     if (path / CONFIG_FILE).exists():
         return "huggingface"
     raise CheckpointError(f"{path} is neither a checkpoint nor a Hugging Face folder: it has no {MANIFEST_FILE} and no "
@@ -64,11 +60,16 @@ def files_of(path: Path) -> list[Path]:
     kind = format_of(path)
     if kind == "huggingface":
         return weight_files(path)
+    if kind == "checkpoint" and (manifest := Manifest.read(path)).adapter is not None:
+        return [base_of(path, manifest) / WEIGHTS_FILE, path / ADAPTER_FILE]
     return [path if kind == "pth" else path / WEIGHTS_FILE]
 
 
 def load_weights_from(path: Path | str) -> Source:
-    """Read and check weights. Raises ``CheckpointError`` that names the file, the first thing wrong and what to do."""
+    """Read and check weights; of a lora run or checkpoint, its base's with the adapters merged into them.
+
+    Raises ``CheckpointError`` that names the file, the first thing wrong and what to do.
+    """
     path = in_run(Path(path))
     kind = format_of(path)
     if kind == "pth":
@@ -82,7 +83,8 @@ def load_weights_from(path: Path | str) -> Source:
         manifest = Manifest.read(path)
         manifest.verify(path)
         config = ModelConfig.from_dict(manifest.model)
-        weights = to_float32(read_safetensors(path / WEIGHTS_FILE), path)
+        weights = (to_float32(read_safetensors(path / WEIGHTS_FILE), path) if manifest.adapter is None else
+                   merged_checkpoint(path, manifest))
     check_fit(weights, config, path)
     tokenizer = path if kind != "pth" and (path / TOKENIZER_FILE).is_file() else None
     return Source(config, weights, tokenizer, kind, tuple(not_finite(weights, path)))

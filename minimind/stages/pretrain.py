@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from minimind.data.mixture import Source
 from minimind.data.packing import cut_stream
-from minimind.stages.base import Data, lay_out
+from minimind.objectives import NextToken
+from minimind.stages.base import Data, Setup, lay_out
 from minimind.tokenizer import Tokenizer
 
 
@@ -18,3 +19,6 @@ class Pretrain:
 
     def prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
         return [tokenizer.bos_id, *tokenizer.encode(text)]
+
+    def objective(self, setup: Setup) -> NextToken:
+        return NextToken()

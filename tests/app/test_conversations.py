@@ -16,7 +16,8 @@ from tests.app.test_runs import problems
 HI = {"role": "user", "content": "Hello there\nsecond line"}
 ANSWER = {"role": "assistant", "content": "Good day.", "finish_reason": "stop", "checkpoint_id": "abc",
           "usage": {"prompt_tokens": 7, "completion_tokens": 3}, "created_at": "2026-01-31T12:00:00.250Z"}
-EMPTY = {"finish_reason": None, "checkpoint_id": None, "usage": None, "created_at": None}
+EMPTY = {"finish_reason": None, "checkpoint_id": None, "adapter_checkpoint_id": None, "usage": None,
+         "created_at": None}
 
 
 def new(api: Api, **body: object) -> dict:
@@ -40,7 +41,8 @@ def test_a_conversation_is_kept_as_it_was_said(api: Api) -> None:
     assert made["created_at"] == made["updated_at"] and made["created_at"].endswith("Z")
     assert api.get(f"/conversations/{made['id']}").json() == made
     assert api.get("/conversations").json() == {"next_cursor": None, "items": [
-        {k: made[k] for k in ("id", "title", "checkpoint_id", "message_count", "version", "created_at", "updated_at")}]}
+        {k: made[k] for k in ("id", "title", "checkpoint_id", "adapter_checkpoint_id", "message_count", "version",
+                              "created_at", "updated_at")}]}
     nothing = new(api)
     assert (nothing["title"], nothing["messages"], nothing["system"], nothing["checkpoint_id"]) == ("", [], "", None)
     assert set(nothing["sampling"].values()) == {None}
@@ -174,3 +176,12 @@ def test_as_much_as_fits_is_kept(api: Api) -> None:
     made = new(api, messages=[message] * schemas.MAX_MESSAGES)
     assert made["message_count"] == 1000 and len(json.dumps(made["messages"])) > 1_900_000
     assert api.get(f"/conversations/{made['id']}").json() == made
+
+
+def test_an_adapter_is_chosen_kept_and_taken_away(api: Api) -> None:
+    answer = ANSWER | {"adapter_checkpoint_id": "def"}
+    made = new(api, checkpoint_id="abc", adapter_checkpoint_id="def", messages=[HI, answer])
+    assert made["adapter_checkpoint_id"] == made["messages"][1]["adapter_checkpoint_id"] == "def"
+    assert patch(api, made["id"], title="Mine").json()["adapter_checkpoint_id"] == "def", "what is not said stays"
+    assert patch(api, made["id"], adapter_checkpoint_id=None).json()["adapter_checkpoint_id"] is None
+    assert patch(api, made["id"], adapter_checkpoint_id="no id!").status_code == 422

@@ -10,6 +10,8 @@ from starlette.testclient import TestClient
 from app.core.db import transaction
 from app.core.models import Checkpoint, Dataset, Job, TokenizerRow
 from minimind.config import STAGES
+from minimind.data import foreign, starter
+from minimind.data.layouts import LAYOUTS
 from tests.app.conftest import Api
 from tests.app.test_datasets import DIALOGUE, imported, send
 from tests.app.test_pages import HOSTILE, Reader, assert_clean
@@ -49,9 +51,16 @@ def test_the_empty_list_says_the_next_act(api: Api) -> None:
     page = show(api.browser(), "/datasets")
     assert "No data here yet" in words_of(page)
     assert ("details", {"class": "add-data", "id": "add-data", "open": None}) in page.tags
-    assert [a["value"] for tag, a in page.tags if tag == "input" and a.get("name") == "part"] == ["text", "dialogues"]
-    assert [a["value"] for tag, a in page.tags if a.get("name") == "languages"] == ["en", "zh", "pt"]
-    assert options(page, "upload-layout") == ["auto", "text", "conversations", "dpo", "txt"]
+    assert [a["value"] for tag, a in page.tags if tag == "input" and a.get("name") == "part"] == list(starter.PARTS)
+    for said in ("Stories and facts for pretraining", "Dialogues for fine-tuning", "Dialogues with tool calls for "
+                 "fine-tuning", "Preference pairs for preferences (DPO)", "Dialogues with another name for LoRA",
+                 "Questions for a teacher to answer"):
+        assert said in words_of(page)
+    languages = [a["value"] for tag, a in page.tags if a.get("name") == "languages"]
+    assert languages == ["en", "zh", "pt"] * 2, "of the starter corpus, and of what a teacher is asked"
+    ours, foreign_ones = set(LAYOUTS), set(foreign.LAYOUTS)
+    assert [tag for tag, a in page.tags if a.get("id") == "upload-layout"] == ["select"]
+    assert ours | foreign_ones <= {a.get("value") for tag, a in page.tags if tag == "option"}
     assert ("link", {"rel": "alternate", "type": "application/json", "href": "/api/v1/datasets"}) in page.tags
 
 
@@ -93,7 +102,7 @@ def test_a_dataset_offers_what_fits_it(api: Api) -> None:
     texts = imported(api)
     page = show(browser, f"/datasets/{texts['id']}")
     assert [link for link in links(page) if link.startswith("/runs/new")] == [
-        f"/runs/new?stage=pretrain&dataset_id={texts['id']}"]
+        f"/runs/new?stage={stage}&dataset_id={texts['id']}" for stage in ("pretrain", "distill")]
     assert all(word in words_of(page) for word in ("30", "not counted yet", texts["sha256"][:12], "no tokenizer yet"))
     assert ("link", {"rel": "alternate", "type": "application/json", "href": f"/api/v1/datasets/{texts['id']}"}
             ) in page.tags
@@ -106,6 +115,16 @@ def test_a_dataset_offers_what_fits_it(api: Api) -> None:
         assert "dpo" in STAGES[stage.split("stage=")[1].split("&")[0]].layouts
     if not any("dpo" in stage.layouts for stage in STAGES.values()):
         assert "No stage of this version learns from preference pairs yet" in words_of(page)
+
+
+def test_what_a_converted_file_was_stands_on_the_page(api: Api) -> None:
+    plain = imported(api)
+    assert "Converted from" not in words_of(show(api.browser(), f"/datasets/{plain['id']}"))
+    rows = [{"instruction": "Who?", "input": "", "output": "Me."}] * 30
+    rows[4] = {**rows[4], "output": ""}
+    made = imported(api, json.dumps(rows).encode(), filename="a.json")
+    words = words_of(show(api.browser(), f"/datasets/{made['id']}"))
+    assert "Converted from alpaca · json · utf-8" in words and "Left out 1 of 30 rows" in words
 
 
 def test_what_is_wrong_stands_on_the_page(api: Api) -> None:

@@ -62,8 +62,8 @@ def left_behind(api: Api) -> list[Path]:
     return [p for p in (api.data_dir / "uploads").glob("*") if str(p) not in wanted]
 
 
-def imported(api: Api, content: bytes = ROWS, **fields: str) -> dict:
-    answer = send(api, content, **fields)
+def imported(api: Api, content: bytes = ROWS, *, filename: str = "harbour.jsonl", **fields: str) -> dict:
+    answer = send(api, content, filename, **fields)
     assert answer.status_code == 201, answer.text
     work_off()
     return api.get(f"/datasets/{answer.json()['id']}").json()
@@ -294,6 +294,85 @@ def test_the_last_page_that_a_cursor_reaches_is_the_last(api: Api, monkeypatch: 
     path = f"/datasets/{dataset['id']}/preview"
     assert api.get(path, limit=5).json()["next_cursor"] == "5"
     assert api.get(path, limit=5, cursor=5).json()["next_cursor"] is None
+
+
+ALPACA = [{"instruction": f"Who is {i}?", "input": "", "output": f"I am {{{{name}}}}, number {i}."} for i in range(12)]
+TABLE = "department,ask,words\n" + "".join(f"内科,高血压能吃党参吗{i}？,可以口服，没有问题。\n" for i in range(12))
+
+
+def look(api: Api, content: bytes, filename: str, **fields: str) -> dict:
+    answer = api.http.post("/api/v1/datasets/inspect", files={"file": (filename, content)}, data=fields)
+    assert answer.status_code == 200, answer.text
+    assert left_behind(api) == []
+    return answer.json()
+
+
+def test_a_foreign_file_is_looked_at_and_converted(api: Api) -> None:
+    content = json.dumps(ALPACA, indent=1).encode()
+    seen = look(api, content, "alpaca.json")
+    assert (seen["layout"], seen["canonical"], seen["container"], seen["encoding"], seen["counted"]) == (
+        "alpaca", "conversations", "json", "utf-8", 12)
+    assert seen["is_certain"] and seen["problems"] == [] and seen["placeholders"] == ["{{name}}"]
+    assert seen["columns"] == ["instruction", "input", "output"] and len(seen["rows"]) == 5
+    assert seen["rows"][1] == {"line": 7, "is_cut": False, "row": {"conversations": [
+        {"role": "user", "content": "Who is 1?"}, {"role": "assistant", "content": "I am {{name}}, number 1."}]}}
+    part = look(api, content[:700], "alpaca.json", is_partial="true")
+    assert part["rows"] == seen["rows"] and part["counted"] is None and part["problems"] == []
+    mapping = json.dumps({**seen["mapping"], "replace": {"{{name}}": "Mini"}})
+    dataset = imported(api, content, filename="alpaca.json", mapping=mapping)
+    assert (dataset["state"], dataset["layout"], dataset["rows"], dataset["warnings"]) == (
+        "ready", "conversations", 12, [])
+    assert dataset["source"]["detected"] == {
+        "layout": "alpaca", "container": "json", "encoding": "utf-8", "mapping": json.loads(mapping), "rows_read": 12,
+        "left_out": 0}
+    shown = api.get(f"/datasets/{dataset['id']}/preview").json()["items"]
+    assert shown[0]["row"]["conversations"][1]["content"] == "I am Mini, number 0."
+
+
+def test_a_table_in_gbk_needs_its_columns_named(api: Api) -> None:
+    content = TABLE.encode("gbk")
+    unsure = look(api, content, "medical.csv")
+    assert not unsure["is_certain"] and unsure["encoding"] == "gb18030" and "GB18030" in unsure["warnings"][0]
+    assert unsure["columns"] == ["department", "ask", "words"] and unsure["problems"] and unsure["rows"] == []
+    mapping = {"layout": "pairs", "question": "ask", "answer": "words"}
+    seen = look(api, content, "medical.csv", mapping=json.dumps(mapping))
+    assert seen["rows"][0]["row"]["conversations"][0]["content"] == "高血压能吃党参吗0？"
+    wrong = look(api, content, "medical.csv", mapping=json.dumps({**mapping, "answer": "nope"}))
+    assert wrong["problems"][0]["field"] == "mapping.answer" and wrong["columns"] == unsure["columns"]
+    dataset = imported(api, content, filename="medical.csv", mapping=json.dumps(mapping))
+    assert dataset["state"] == "ready" and "GB18030" in dataset["warnings"][0]
+    failed = imported(api, content, filename="medical.csv")
+    assert failed["state"] == "failed" and "department, ask, words" in failed["error"]["message"]
+
+
+@pytest.mark.parametrize("mapping, field", [
+    ("{", "mapping"), ("[]", "mapping"), ('{"layout": "poems"}', "mapping.layout"),
+    ('{"layout": "pairs", "qestion": "a"}', "mapping.qestion"), ('{"replace": 5}', "mapping.replace"),
+    ('"' + "x" * 20_000 + '"', "mapping"),
+])
+def test_mappings_that_cannot_be(api: Api, mapping: str, field: str) -> None:
+    assert field in problems(send(api, mapping=mapping))
+    assert left_behind(api) == [] and api.get("/datasets").json()["items"] == []
+    assert field in problems(api.http.post("/api/v1/datasets/inspect", files={"file": ("a.json", b"[]")},
+                                           data={"mapping": mapping}))
+    assert left_behind(api) == []
+
+
+def test_what_cannot_be_looked_at(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "/api/v1/datasets/inspect"
+    assert api.http.post(path, json={}).status_code == 415
+    assert api.http.post(path, data={"layout": "auto"}, files={"x": b""}).status_code == 422
+    assert "layout" in problems(api.http.post(path, files={"file": ("a", b"x")}, data={"layout": "poems"}))
+    for content in (b"", b"\x00\x01", b"PK\x03\x04", b"[{]", b"\xff" * 10, b'{"a": ' * 9999):
+        assert look(api, content, "a.json")["problems"][0]["message"]
+    monkeypatch.setattr("app.datasets.routes.MAX_INSPECTED_BYTES", 100)
+    assert api.http.post(path, files={"file": ("a.txt", b"x" * 101)}).status_code == 413
+    assert left_behind(api) == []
+
+
+def test_a_long_row_is_looked_at_in_part(api: Api) -> None:
+    (row,) = look(api, json.dumps([{"question": "a", "answer": "x" * 9000}]).encode(), "a.json")["rows"]
+    assert row["is_cut"] and len(row["row"]["conversations"][1]["content"]) == 4001
 
 
 def test_what_is_used_stays(api: Api) -> None:

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
 
 from app.core import db
-from app.core.migrate import is_current, upgrade
+from app.core.migrate import alembic_config, is_current, schema_state, upgrade
 from app.core.models import Base, Installation, User
 from tests import database_rig
 
@@ -92,3 +93,15 @@ def test_processes_that_start_at_once_take_turns(empty: str, tmp_path: Path) -> 
     assert is_current(empty)
     with db.reading(db.reader_factory(empty)) as session:
         assert session.query(Installation).count() == 1
+
+
+@pytest.mark.parametrize("back_to, table, column", [
+    ("0003", "run", "teacher_checkpoint_id"), ("0004", "conversation", "adapter_checkpoint_id")])
+def test_the_newest_revisions_can_be_taken_back(empty: str, back_to: str, table: str, column: str) -> None:
+    upgrade(empty)
+    command.downgrade(alembic_config(empty), back_to)
+    assert schema_state(empty) == "older"
+    with db.engine_for(empty).connect() as connection:
+        assert column not in {c["name"] for c in inspect(connection).get_columns(table)}
+    upgrade(empty)
+    assert schema_state(empty) == "current"

@@ -73,9 +73,9 @@ def paths(studio: RunningStudio) -> list[str]:
     checkpoint = client.get("/checkpoints")["items"][0]
     conversation = client.post("/conversations", {"checkpoint_id": checkpoint["id"]})
     ids = {"/runs/{id}": run["id"], "/datasets/{id}": dataset["id"], "/pipelines/{id}": pipeline["id"],
-           "/chat/{id}": conversation["id"]}
+           "/chat/{id}": conversation["id"], "/stages/{name}": "dpo", "/source/{path:path}": "minimind/mlp.py"}
     routes = sorted(set(routes_of_pages(create_app(own_process=False))))
-    return [re.sub(r"\{\w+\}", ids[path] if "{" in path else "", path) for path in routes]
+    return [re.sub(r"\{[\w:]+\}", ids[path] if "{" in path else "", path) for path in routes]
 
 
 def opened(browser: Browser, studio: RunningStudio, theme: str) -> BrowserContext:

@@ -77,7 +77,7 @@ def test_a_file_comes_in_and_a_bad_one_is_explained(page: Page) -> None:
     expect(page.get_by_text("Ferry 11 left.")).to_be_visible()
     page.get_by_role("button", name="Next").click()
     expect(page.get_by_role("button", name="Next")).to_be_disabled()
-    expect(page.get_by_role("link", name="Train on this")).to_have_attribute(
+    expect(page.get_by_role("link", name="Train on this").first).to_have_attribute(
         "href", re.compile(r"^/runs/new\?stage=pretrain&dataset_id=\w+$"))
 
 
@@ -185,3 +185,40 @@ def test_what_uses_a_dataset_keeps_it(page: Page, problems: Problems, studio) ->
     dialog.get_by_role("button", name="Delete").click()
     page.wait_for_url("**/datasets")
     expect(page.get_by_role("link", name="kept.jsonl")).to_have_count(0)
+
+
+def test_a_foreign_file_is_shown_before_it_is_sent(page: Page) -> None:
+    page.goto("/datasets?add=1")
+    preview = page.locator("upload-preview")
+    answer = f"I am {{{{name}}}}. <img src=x onerror='{PWNED}'>"
+    rows = [{"instruction": f"Who is {i}?", "input": "", "output": answer} for i in range(1200)]
+    choose(page, "identity.json", json.dumps(rows).encode())
+    expect(preview).to_contain_text(
+        "Alpaca: instructions with answers · 1,200 rows · json · UTF-8 · read as conversations")
+    expect(preview.locator(".preview-row")).to_have_count(5)
+    preview.get_by_label("In the place of {{name}}").fill("Mini")
+    preview.get_by_label("In the place of {{name}}").blur()
+    expect(preview.locator(".preview-text").nth(1)).to_contain_text("I am Mini. <img")
+    assert_harmless(page)
+    page.get_by_role("button", name="Upload", exact=True).click()
+    expect(page.get_by_text("identity.json is ready: 1,200 rows.")).to_be_visible(timeout=IMPORTED_WITHIN_MS)
+    page.get_by_role("link", name="Look at it").click()
+    expect(page.locator(".preview-text").nth(1)).to_contain_text("I am Mini. <img")
+
+
+def test_columns_that_are_not_known_are_asked_for(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto("/datasets?add=1")
+    preview = page.locator("upload-preview")
+    table = "place,asked,said\n" + "".join(f"港口{i},船几点开？,九点开。\n" for i in range(20))
+    choose(page, "harbour.csv", table.encode("gbk"))
+    expect(preview.get_by_text("The columns of this file are not known. Is this what they mean?")).to_be_visible()
+    expect(preview.get_by_text("GB18030 (GBK), because it is not UTF-8")).to_be_visible()
+    preview.get_by_label("Question").select_option("asked")
+    expect(preview.locator(".preview-text").first).to_have_text("船几点开？")
+    preview.get_by_label("Answer").select_option("said")
+    expect(preview.locator(".preview-text").nth(1)).to_have_text("九点开。")
+    assert not axe(page), "\n".join(axe(page))
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.get_by_role("button", name="Upload", exact=True).click()
+    expect(page.get_by_text("harbour.csv is ready: 20 rows.")).to_be_visible(timeout=IMPORTED_WITHIN_MS)

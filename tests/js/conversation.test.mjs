@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import {
-  chatRequest, isSame, Keeper, plainMessage, receive, SAVE_EVERY_MS, speakable, speed, splitThoughts, suggestions,
+  adaptersFor, chatRequest, isSame, Keeper, modelId, plainMessage, receive, SAVE_EVERY_MS, speakable, speed, splitThoughts, suggestions,
   textRequest, TRY_AGAIN_MS,
 } from "../../static/js/lib/conversation.js";
 
@@ -418,4 +418,24 @@ test("what the server sends back is the same as what was sent", () => {
   assert.ok(isSame(mine, theirs));
   assert.ok(!isSame(mine, { ...theirs, system: "x" }));
   assert.ok(!isSame(mine, { ...theirs, messages: [] }));
+});
+
+test("adapters that fit a model are offered, those that were trained on it first", () => {
+  const model = (id, fits) => ({ id, fits, is_adapter: false });
+  const adapter = (id, fits, base) => ({ id, fits, is_adapter: true, base_checkpoint_id: base });
+  const all = [model("m", "f"), adapter("theirs", "f", "other"), adapter("wide", "g", "m"), adapter("own", "f", "m")];
+  const offered = (of) => adaptersFor(of, all).map(({ id }) => id);
+  assert.deepEqual(offered(all[0]), ["own", "theirs"]);
+  assert.deepEqual(offered(all[1]), [], "one with an adapter of its own takes no second one");
+  assert.deepEqual(offered(model("far", null)), [], "its files are elsewhere: nobody knows");
+  assert.equal(modelId("m", "own"), "m+own");
+  assert.equal(modelId("m", null), "m");
+});
+
+test("another adapter is another conversation", () => {
+  const body = { checkpoint_id: "m", adapter_checkpoint_id: null, messages: [said("a")] };
+  assert.ok(isSame(body, { checkpoint_id: "m", messages: [said("a")] }));
+  assert.ok(!isSame(body, { ...body, adapter_checkpoint_id: "a" }));
+  assert.ok(!isSame(body, { ...body, messages: [said("a", { adapter_checkpoint_id: "a" })] }));
+  assert.equal(plainMessage(said("a", { adapter_checkpoint_id: "a" })).adapter_checkpoint_id, "a");
 });

@@ -69,9 +69,11 @@ test("tables say where a number was not finite", () => {
 });
 
 test("an axis with a floor begins there", () => {
-  assert.deepEqual(extent([[0.5, 1]], false, undefined, 0), [0, 1.06]);
-  assert.deepEqual(extent([[0, 0]], false, undefined, 0), [0, 1]);
-  assert.deepEqual(extent([[1, 10]], true, undefined, 0), [1 / 1.15, 11.5], "a logarithmic one cannot");
+  assert.deepEqual(extent([[0.5, 1]], false, undefined, { floor: 0 }), [0, 1.06]);
+  assert.deepEqual(extent([[0, 0]], false, undefined, { floor: 0 }), [0, 1]);
+  assert.deepEqual(extent([[1, 10]], true, undefined, { floor: 0 }), [1 / 1.15, 11.5], "a logarithmic one cannot");
+  assert.deepEqual(extent([[0.4, 0.6]], false, undefined, { floor: 0, ceiling: 1 }), [0, 1], "a share of all");
+  assert.deepEqual(extent([[0.4, 1.5]], false, undefined, { floor: 0, ceiling: 1 }), [0, 1.5]);
 });
 
 test("numbers that differ by their last bit alone make no axis between them", () => {

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { commandLine, fieldOf, hasIds, isChanged, parsed, problemsOf, query, request } from "../../static/js/lib/run-config.js";
-import { gpuMemory, memoryParts, outlook, parameterParts, work } from "../../static/js/lib/run-outlook.js";
+import { gpuMemory, memoryParts, outlook, ownNeeds, parameterParts, work } from "../../static/js/lib/run-outlook.js";
 
 const BUDGETS = { passes: ["epochs"], minutes: ["max_minutes"], steps: ["max_steps"], both: ["max_minutes", "max_steps"] };
 const SPECS = [
@@ -82,6 +82,27 @@ test("what is around the options", () => {
                    ["devices", "priority"]);
 });
 
+test("a stage that needs a checkpoint says so before it asks anybody", () => {
+  const needed = { stage: "distill", needed: ["teacher_checkpoint_id"] };
+  const { body, problems } = asked({}, needed);
+  assert.deepEqual(problems, [{ field: "teacher_checkpoint_id", message: "Choose a teacher", hint: "", isMissing: true, isUnchosen: true }]);
+  assert.deepEqual(body, { stage: "distill", config: {} });
+  const chosen = asked({}, { ...needed, teacher_checkpoint_id: "t1", base_checkpoint_id: "c1" });
+  assert.deepEqual(chosen, { body: { stage: "distill", config: {}, base_checkpoint_id: "c1", teacher_checkpoint_id: "t1" }, problems: [] });
+  assert.equal(hasIds(chosen.body), true);
+  assert.equal(query(state({}, { ...needed, teacher_checkpoint_id: "t1" }), SPECS).get("teacher_checkpoint_id"), "t1");
+  assert.equal(asked({}, { needed: ["base_checkpoint_id"] }).problems[0].message, "Choose a base checkpoint");
+});
+
+test("of several choices with a usual one, none is a mistake", () => {
+  const specs = [{ name: "lora_targets", kind: "choices", default: "q_proj,v_proj" }];
+  const said = (text) => request(state({ lora_targets: text }), specs, BUDGETS);
+  assert.deepEqual(said("q_proj,v_proj").body.config, {});
+  assert.deepEqual(said("v_proj").body.config, { lora_targets: ["v_proj"] });
+  assert.match(said("").problems[0].message, /at least/);
+  assert.equal(commandLine(said("v_proj").body), "python train.py pretrain --lora_targets v_proj");
+});
+
 test("a number that says the same as the default is no change", () => {
   assert.equal(isChanged(SPECS[6], "1.0"), false);
   assert.equal(isChanged(SPECS[6], "1e0"), false);
@@ -159,4 +180,19 @@ test("when it would start", () => {
 test("work is said in time", () => {
   assert.match(work(3.5e14), /350T operations: 58 min 20 s/);
   assert.match(work(1e20), /GPU/);
+});
+
+test("what only one stage does, in a sentence", () => {
+  const plain = { parameters: 1000, trainable_parameters: 1000, sequences_per_example: 1, reference_flops: null,
+                  teacher_parameters: null, teacher_flops: null, total_flops: 4e9 };
+  assert.equal(ownNeeds(plain), "");
+  assert.equal(ownNeeds({ ...plain, parameters: null, trainable_parameters: null }), "");
+  assert.match(ownNeeds({ ...plain, trainable_parameters: 25 }), /^25 numbers are learnt, 2\.5 % of the model/);
+  const pairs = { ...plain, sequences_per_example: 2 };
+  assert.match(ownNeeds(pairs), /two sequences/);
+  assert.match(ownNeeds({ ...pairs, reference_flops: 1e9 }), /reads all of them once: 1G operations/);
+  const taught = { ...plain, teacher_parameters: 2e6 };
+  assert.match(ownNeeds(taught), /^The teacher has 2M parameters and reads every token too\.$/);
+  assert.match(ownNeeds({ ...taught, teacher_flops: 1e9 }), /25 % of all operations/);
+  assert.deepEqual(memoryParts({ weights: 1, teacher: 2 }).map(({ label }) => label), ["weights", "teacher"]);
 });

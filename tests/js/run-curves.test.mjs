@@ -23,6 +23,35 @@ test("a chart is there once the run has its number, and the first four at once",
   assert.deepEqual(names(["mfu"])[1], ["machine", ["mfu"]], "a group without its other numbers");
 });
 
+// as minimind/objectives.py writes them
+const PREFERENCE = ["reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected", "logp_chosen", "logp_rejected"];
+const DPO = [...DENSE, ...PREFERENCE, "eval_loss", ...PREFERENCE.map((key) => `eval_${key}`)];
+const DISTILL = [...DENSE, ...EVAL, "ce_loss", "kl_loss", "eval_kl"];
+
+test("a stage with a loss of its own shows it first, from the beginning", () => {
+  const firstOf = (stage) => chartsOf([], stage)[0].charts.map(({ name }) => name);
+  const rest = ALWAYS.slice(1);
+  assert.deepEqual(firstOf("dpo"), ["loss", "reward-accuracy", "reward-margin", "rewards", ...rest]);
+  assert.deepEqual(firstOf("distill"), ["loss", "cross-entropy", "teacher-distance", ...rest]);
+  assert.deepEqual(firstOf("lora"), ALWAYS);
+  assert.deepEqual(chartsOf(DPO, "dpo").map(({ name }) => name), ["first", "answers", "machine", "data"]);
+  assert.deepEqual(chartsOf(DISTILL, "distill").map(({ name }) => name), ["first", "held-out", "machine", "data"]);
+  const [loss] = chartsOf(DISTILL, "distill")[0].charts;
+  assert.equal(loss.keys.includes("eval_loss"), false, "a student's held-out loss is another one than it is trained on");
+  assert.equal(chartsOf([], "dpo")[0].charts[1].kind, "rate");
+  for (const [keys, stage] of [[DPO, "dpo"], [DISTILL, "distill"]]) {
+    for (const { name, help, keys: its, series } of chartsOf(keys, stage).flatMap(({ charts }) => charts)) {
+      assert.ok(help.endsWith("."), name);
+      assert.equal(its.length, series.length, name);
+    }
+  }
+});
+
+test("a closed group names the line whose value it says", () => {
+  const answers = chartsOf(DPO, "dpo").find(({ name }) => name === "answers");
+  assert.equal(newest(answers.charts, new Map([["logp_chosen", curve([-20], 0)]])), "chosen -20");
+});
+
 test("a number that no chart knows gets one of its own", () => {
   assert.deepEqual(names(["reward", "epoch", "eval_loss", "kl"]).at(-1), ["more", ["kl", "reward"]]);
 });

@@ -53,7 +53,7 @@ def parts() -> tuple[MiniMindForCausalLM, Optimizer, Tokenizer]:
     model = MiniMindForCausalLM(CONFIG)
     optimizer = Optimizer(model, "adamw", weight_decay=0.1, beta2=0.95)
     ids = torch.randint(0, 400, (1, 8))
-    model(ids, targets=ids).nll.backward()
+    model(ids, targets=ids).loss.backward()
     optimizer.step(1e-3)
     return model, optimizer, Tokenizer.train(["some words to learn from"] * 5, 320)
 
@@ -216,7 +216,7 @@ def middling() -> tuple[MiniMindForCausalLM, Optimizer]:
     model = MiniMindForCausalLM(replace(CONFIG, vocab_size=2000, hidden_size=64))
     optimizer = Optimizer(model, "adamw", weight_decay=0.1, beta2=0.95)
     ids = torch.randint(0, 400, (1, 8))
-    model(ids, targets=ids).nll.backward()
+    model(ids, targets=ids).loss.backward()
     optimizer.step(1e-3)
     return model, optimizer
 

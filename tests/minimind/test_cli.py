@@ -216,6 +216,11 @@ def test_a_run_is_continued_from_wherever_one_stands(tmp_path: Path, data: Path,
         assert found.cache_dir.resolve() == tmp_path / cache
         assert ("--cache_dir" in found.resume_command(1)) == is_named
         found.lock.release()
+    taught = job.open_job(cli.parse(["distill", "--teacher_weight", "../teacher", "--from_weight", "../base",
+                                     "--out", "taught"]))
+    assert (taught.config.teacher_weight, taught.config.from_weight) == (
+        str(tmp_path / "here/../teacher"), str(tmp_path / "here/../base"))
+    taught.lock.release()
 
 
 @pytest.mark.parametrize("words", [["--out", "file/run"], ["--out", "/proc/nope/run"], ["--save_dir", "file"],

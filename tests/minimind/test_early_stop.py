@@ -36,10 +36,10 @@ def test_patience_counts_what_is_not_better() -> None:
     assert not Patience(0, stale=99).is_over
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
+def scripted(monkeypatch: pytest.MonkeyPatch, answers: list[float]) -> None:
     """Evaluations that answer what they are told to, one after the other."""
-    monkeypatch.setattr(HeldOut, "evaluate", lambda self, nll, world: {
-        "eval_loss": losses.pop(0), "perplexity": 1.0, "bits_per_byte": 1.0})
+    monkeypatch.setattr(HeldOut, "evaluate", lambda self, losses, objective, world: {
+        "eval_loss": answers.pop(0), "perplexity": 1.0, "bits_per_byte": 1.0})
 
 
 OPTIONS = ("--max_steps", 40, "--early_stop", 3, "--eval_interval", 2, "--sample_interval", 0)
@@ -101,6 +101,12 @@ def test_two_ranks_stop_at_one_step(tmp_path: Path, data: Path) -> None:
     assert evaluated[-1] >= min(evaluated[:-1])
 
 
+@pytest.mark.parametrize("never", [("--eval_fraction", 0), ("--eval_interval", 0)])
+def test_patience_without_evaluations_is_said(tmp_path: Path, data: Path, never: tuple) -> None:
+    assert start(tmp_path, "--max_steps", 1, "--early_stop", 3, "--sample_interval", 0, *never) == 0
+    assert "early_stop and save_best have no effect" in events(tmp_path / "run", 1, "warning")[-1]["data"]["message"]
+
+
 @pytest.mark.parametrize(("rows", "most", "world", "expected"), [
     (12, 4, 1, (4, 3)), (12, 4, 2, (3, 2)), (12, 4, 3, (4, 1)), (13, 8, 2, (7, 1)), (5, 4, 8, (1, 1)),
     (1, 1, 1, (1, 1)), (10, 4, 1, (4, 3)), (9, 4, 1, (3, 3))])
@@ -115,6 +121,9 @@ def test_batch_tokens_means_the_nearest_number_of_rows_for_any_number_of_ranks()
     shapes = [config.step_shape(PRESETS["tiny-cpu"], world) for world in (1, 2, 3)]
     assert {rows for _, _, rows in shapes} == {10} and shapes[1] == (3, 2, 10)  # the preset's batch_size is 4
     assert preflight(config, world_size=3).tokens_per_step == 2560
+    pairs = parse_config("dpo", {"preset": "tiny-cpu", "batch_tokens": 2500, "max_seq_len": 256})  # 512 tokens a row
+    assert pairs.step_shape(PRESETS["tiny-cpu"], 2) == (3, 1, 5)
+    assert preflight(pairs).tokens_per_step == 2560
     plain = parse_config("pretrain", {"preset": "tiny-cpu", "batch_size": 2, "accumulation_steps": 3})
     assert plain.step_shape(PRESETS["tiny-cpu"], 2) == (2, 3, 12)
     with pytest.raises(ConfigError) as raised:

@@ -128,7 +128,7 @@ def test_the_language_models_loss_alone_teaches_every_router(monkeypatch: pytest
     def logits_and_gates() -> tuple[Tensor, list[float]]:
         model = model_of(MOE, random_weights(MOE)).train()
         assert MOE.num_experts_per_tok == 1 and MOE.norm_topk_prob
-        model(ids[:, :-1], targets=ids[:, 1:]).nll.backward()
+        model(ids[:, :-1], targets=ids[:, 1:]).loss.backward()
         share = [layer.mlp.gate.weight.grad.norm() / layer.mlp.experts.up_proj.grad.norm()
                  for layer in model.model.layers]
         return model(ids).detach(), [float(s) for s in share]

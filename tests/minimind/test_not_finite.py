@@ -39,7 +39,7 @@ def broken_at(monkeypatch: pytest.MonkeyPatch, steps: set[int], rank: int = 0, v
     def broken_losses(stepper: Stepper, step: int, number: int, compute: Callable[[], Losses]) -> Losses:
         found = compute()
         breaks = step in steps and number == 2 and stepper.world.rank == rank
-        return found._replace(nll=found.nll * value) if breaks else found
+        return found._replace(loss=found.loss * value) if breaks else found
 
     watch_micro_steps(monkeypatch, broken_losses)
 

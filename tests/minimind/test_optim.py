@@ -38,7 +38,7 @@ def trained(optimizer: str, steps: int = 3) -> tuple[MiniMindForCausalLM, Optimi
     made = Optimizer(model, optimizer, weight_decay=0.1, beta2=0.95)
     for step in range(steps):
         ids = torch.randint(0, 40, (1, 12), generator=torch.Generator().manual_seed(step))
-        model(ids, targets=ids.roll(-1, 1)).nll.backward()
+        model(ids, targets=ids.roll(-1, 1)).loss.backward()
         made.step(1e-2)
         made.zero_grad()
     return model, made
@@ -63,7 +63,7 @@ def test_muon_takes_the_blocks_matrices_and_makes_the_step_it_should() -> None:
     weight = model.model.layers[1].mlp.up_proj.weight
     before = weight.detach().clone()
     ids = torch.randint(0, 40, (1, 12))
-    model(ids, targets=ids.roll(-1, 1)).nll.backward()
+    model(ids, targets=ids.roll(-1, 1)).loss.backward()
     grad = weight.grad.clone()
     optimizer.step(1e-2)
     # first step: momentum (1 - b) g, Nesterov mixes it with g; the direction is g's
@@ -110,7 +110,7 @@ def test_a_step_that_is_not_finite_is_held_back_on_the_device(name: str) -> None
     whole, other = trained(name, 4)
     one, plain = trained(name, 3)
     ids = torch.randint(0, 40, (1, 12), generator=torch.Generator().manual_seed(3))
-    one(ids, targets=ids.roll(-1, 1)).nll.backward()
+    one(ids, targets=ids.roll(-1, 1)).loss.backward()
     plain.step(1e-2, found_inf=torch.zeros(()))  # to look changes nothing
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), one.parameters()))
 
@@ -124,7 +124,7 @@ def test_state_goes_through_a_file_bit_for_bit(name: str, tmp_path) -> None:
     fresh.load_state_dict(torch.load(tmp_path / "o.pt", weights_only=True))
     for step in (2, 3):
         ids = torch.randint(0, 40, (1, 12), generator=torch.Generator().manual_seed(step))
-        model(ids, targets=ids.roll(-1, 1)).nll.backward()
+        model(ids, targets=ids.roll(-1, 1)).loss.backward()
         fresh.step(1e-2)
         fresh.zero_grad()
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters()))

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from minimind.data.cache import TokenCache
+from minimind.data.mixture import Source
 from minimind.data.packing import IGNORE, Rows, cut_stream, pack_documents
+from minimind.errors import DataError
 from minimind.run_dir import write_json
+from minimind.stages.sft import Sft
 
 
 def make_cache(path: Path, documents: list[list[int]], masks: list[list[int]] | None = None) -> TokenCache:
@@ -76,7 +79,7 @@ def test_whole_conversations_are_packed_tightly(tmp_path: Path, seed: int) -> No
     cache = make_cache(tmp_path / "c", documents, masks)
     rows, counts = pack_documents(cache, np.arange(200), 32)
     check_counts(rows)
-    assert counts == {"cut": 0, "cut_tokens": 0, "dropped": 0, "dropped_tokens": 0}
+    assert counts == {"cut": 0, "cut_tokens": 0, "late": 0, "first_late": 0, "dropped": 0, "dropped_tokens": 0}
     assert sorted(rows.starts.tolist()) == cache.offsets[:-1].tolist()  # each document once
     assert rows.tokens.max() <= 32
     assert len(rows) <= 1.05 * -(-sum(map(len, documents)) // 32) + 1
@@ -94,8 +97,23 @@ def test_too_long_conversations_keep_a_target(tmp_path: Path) -> None:
     cache = make_cache(tmp_path / "c", documents, [late, early, at_the_end, none])
     rows, counts = pack_documents(cache, np.arange(4), 16)
     check_counts(rows)
-    assert counts == {"cut": 3, "cut_tokens": 75 + 62 + 41 - 3 * 16, "dropped": 1, "dropped_tokens": 9}
+    assert counts == {"cut": 3, "cut_tokens": 75 + 62 + 41 - 3 * 16, "late": 2, "first_late": 1, "dropped": 1,
+                      "dropped_tokens": 9}
     assert (rows.targets > 0).all() and len(rows) == 3 and (rows.tokens == 16).all()
     targets = rows.read(np.arange(3))[1]
     learnt = targets[targets != IGNORE].tolist()
     assert set(learnt) == {50, 51, 52, 53, 54, 101, 240}
+
+
+def test_prompts_longer_than_the_window_are_said(tmp_path: Path) -> None:
+    def warnings(masks: list[list[int]]) -> list[str]:
+        cache = make_cache(tmp_path / str(len(masks)), [list(range(len(m))) for m in masks], masks)
+        return Sft().data([Source("d", cache)], 16, 0.0).warnings
+
+    short, late, silent = [0] * 8 + [1, 1], [0] * 16 + [1], [0] * 40
+    assert "1 of 3 conversations have a prompt that alone is longer than 16 tokens (the first is conversation 2)" in \
+        warnings([short, late, silent])[-1]
+    assert not warnings([short, short])
+    with pytest.raises(DataError, match="In every conversation the prompt alone is longer than the window of 16") as no:
+        warnings([late, silent, late, late])
+    assert no.value.field == "max_seq_len" and "larger max_seq_len" in (no.value.hint or "")

@@ -15,6 +15,7 @@ from minimind.control import write_control
 from minimind.data.cache import TokenCache
 from minimind.formats.tensors import EMBEDDING
 from minimind.model import Losses
+from minimind.objectives import Batch
 from minimind.run_dir import RunDir
 from minimind.step import Stepper
 from tests.minimind.training import (
@@ -152,10 +153,10 @@ def test_a_batch_without_targets_gives_no_nan(tmp_path: Path, monkeypatch: pytes
     write_dialogues(tmp_path / "data.jsonl", 20)
     batch, take, masked, unchanged = Stepper.batch, Stepper.take, {"calls": 0}, []
 
-    def without_targets(self: Stepper, numbers: object, rows: object = None) -> tuple:
-        ids, targets, segments = batch(self, numbers, rows)
+    def without_targets(self: Stepper, numbers: object, rows: object = None) -> Batch:
+        made = batch(self, numbers, rows)
         masked["calls"] += rows is None and len(numbers) > 0
-        return ids, torch.full_like(targets, -100) if masked["calls"] in (1, 2, 3) else targets, segments
+        return made._replace(targets=torch.full_like(made.targets, -100)) if masked["calls"] in (1, 2, 3) else made
 
     def watched(self: Stepper, *arguments: object) -> tuple:
         before = [p.clone() for p in self.model.parameters()]

@@ -15,7 +15,8 @@ from minimind.control import write_control
 from minimind.data.packing import Rows
 from minimind.data.sampler import Window
 from minimind.distributed import World
-from minimind.model import Losses
+from minimind.model import Head, Losses
+from minimind.objectives import Batch, NextToken
 from minimind.run_dir import RunDir
 from minimind.speed import Meter
 from minimind.step import Numbers, Stepper
@@ -130,17 +131,28 @@ def test_a_pause_waits_for_the_last_numbers(tmp_path: Path, data: Path, monkeypa
 
 
 class FakeExperts(nn.Module):
-    """nll = w . sum of ids, balance = v * mean of ids; one layer of two experts: odd and even ids."""
+    """hidden = w * ids, balance = v * mean of ids; one layer of two experts: odd and even ids."""
 
     def __init__(self) -> None:
         super().__init__()
         self.w, self.v = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(3.0))
         self.config = SimpleNamespace(num_hidden_layers=1)
 
-    def forward(self, ids: Tensor, *, segments: object, targets: Tensor) -> Losses:
+    def forward(self, ids: Tensor, *, segments: object, head: Head) -> Losses:
         odd = (ids % 2).sum()
         load = torch.stack([ids.numel() - odd, odd])[None].float()
-        return Losses(self.w * (ids * (targets != -100)).sum(), self.v * ids.float().mean(), load)
+        loss, sums = head(self.w * ids, self.w)
+        return Losses(loss, self.v * ids.float().mean(), load, sums)
+
+
+class SumOfLearnt(NextToken):
+    """The sum of hidden where something is learnt, and beside it how often that is."""
+
+    metrics = ("learnt",)
+
+    def __call__(self, hidden: Tensor, output_weight: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        learnt = batch.targets != -100
+        return (hidden * learnt).sum(), learnt.sum().view(1)
 
 
 class FakeCache:
@@ -170,7 +182,7 @@ def test_the_objective_with_experts_weighs_micro_batches_by_their_tokens(size: i
     for rank in range(size):
         model = FakeExperts()
         stepper = Stepper(model, None, Pair(rank, size), rows, dtype=torch.float32, attention="sdpa", batch_size=1,
-                          grad_clip=0.0)
+                          grad_clip=0.0, objective=SumOfLearnt())
         numbers = numbers + stepper.accumulate(window)
         grads = {name: grads[name] + p.grad / size for name, p in model.named_parameters()}  # as DDP averages
     nats = sum(int(i[:-1].sum()) for i in ids)  # the last token of a piece has no target
@@ -179,6 +191,7 @@ def test_the_objective_with_experts_weighs_micro_batches_by_their_tokens(size: i
     assert float(grads["v"]) == pytest.approx(sum(int(i.sum()) for i in ids) / tokens)  # mean_b * tokens_b / tokens
     outcome = stepper.outcome(Numbers(torch.cat([torch.ones(1).double(), numbers])), window)
     assert outcome.loss == pytest.approx(2 * nats / targets)
+    assert outcome.metrics == {"learnt": 1.0}
     assert outcome.balance_loss == pytest.approx(3 * sum(int(i.sum()) for i in ids) / tokens)
     odd = sum(int((i % 2).sum()) for i in ids)
     # the rank without a row in the second round passes throwaway tokens, which count nowhere

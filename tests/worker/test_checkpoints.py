@@ -185,12 +185,13 @@ def test_a_disk_that_is_away_damages_nothing(database: str) -> None:
     assert rows(run_id) == {"5-a1": "ready"}
 
 
-def test_a_damaged_base_is_found_before_it_is_read(database: str) -> None:
+@pytest.mark.parametrize("role", ["base_checkpoint_id", "teacher_checkpoint_id"])
+def test_a_damaged_base_or_teacher_is_found_before_it_is_read(database: str, role: str) -> None:
     base_id, base = begin()
     path = saved(base, 5, 1)
     adopt_checkpoints(base_id, base)
     (path / "model.safetensors").write_bytes(b"weighty")
-    run_id = add_run(base_checkpoint_id=checkpoints_of(base_id)[0].id)
+    run_id = add_run(**{role: checkpoints_of(base_id)[0].id})
     recover_checkpoints(run_id, RunDir(get_settings().runs_dir / run_id))
     assert rows(base_id) == {"5-a1": "corrupt"}
 
@@ -205,7 +206,8 @@ def test_one_that_cannot_be_loaded_for_a_talk_is_offered_no_more(database: str) 
     assert rows(run_id) == {"5-a1": "corrupt"}
 
 
-def test_what_need_not_be_kept_goes_when_the_new_one_is_filed(database: str, monkeypatch) -> None:
+@pytest.mark.parametrize("role", ["base_checkpoint_id", "teacher_checkpoint_id"])
+def test_what_need_not_be_kept_goes_when_the_new_one_is_filed(database: str, monkeypatch, role: str) -> None:
     run_id, run = begin()
     for step in range(10, 101, 10):
         saved(run, step, 1, eval_loss=0.5 if step == 40 else 1.0)
@@ -213,7 +215,7 @@ def test_what_need_not_be_kept_goes_when_the_new_one_is_filed(database: str, mon
     write_json(run.resolved, {"total_steps": 100, "config": {"keep": 2}})
     assert tidy(run_id, run) == [], "all of it is small"
     used = {row.step: row.id for row in checkpoints_of(run_id)}
-    queued = add_run(base_checkpoint_id=used[70])
+    queued = add_run(**{role: used[70]})
     monkeypatch.setattr(retention, "KEEP_ALL_BYTES", 10)
     say(run, saved(run, 110, 1), 1)
     assert Ingest(run_id, 1, run).pump().checkpoints
@@ -222,7 +224,7 @@ def test_what_need_not_be_kept_goes_when_the_new_one_is_filed(database: str, mon
     assert {row.step for row in checkpoints_of(run_id) if row.state == "ready"} == {110, 100, 70, 60, 40, 10}
     assert {row.state for row in checkpoints_of(run_id)} == {"ready", "deleted"}
     with transaction() as session:
-        session.execute(update(Run).where(Run.id == queued).values(base_checkpoint_id=None))
+        session.execute(update(Run).where(Run.id == queued).values({role: None}))
     assert [p.name for p in tidy(run_id, run)] == ["step-00000070-a1"]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ def host(database):
 
 
 def make_import(content: bytes | None, *, filename: str = "mine.jsonl", layout: str = "auto",
-                starter: dict | None = None) -> tuple[str, int]:
+                starter: dict | None = None, mapping: dict | None = None) -> tuple[str, int]:
     upload = None
     if content is not None:
         upload = get_settings().uploads_dir / "u1"
@@ -35,7 +37,8 @@ def make_import(content: bytes | None, *, filename: str = "mine.jsonl", layout: 
         session.add(Dataset(id="d1", name="mine", user_id="local", layout=layout, state="importing", warnings=[],
                             source={"kind": "upload", "filename": filename}, created_at=0))
         queue.enqueue_job(session, "dataset_import", {"dataset_id": "d1", "upload_path": upload and str(upload),
-                                                      "starter": starter, "layout": layout}, user_id="local")
+                                                      "starter": starter, "layout": layout, "mapping": mapping},
+                          user_id="local")
     return claim()
 
 
@@ -76,6 +79,80 @@ def test_plain_text_stays_plain_text(database):
     job_id, attempt = make_import(b"one\n\ntwo\n", filename="book.TXT")
     assert jobs.execute(job_id, attempt) == "completed"
     assert dataset().layout == "txt" and dataset().rows == 2 and dataset().path.endswith("data.txt")
+
+
+def gb18030_table(rows: int) -> bytes:
+    lines = (f"高血压能吃党参吗{i}？,可以口服，没有问题。\n" for i in range(rows))
+    return ("ask,answer\n" + "".join(lines)).encode("gb18030")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_foreign_file_is_converted(database, packed):
+    content, name = gb18030_table(500), "qa.csv"
+    if packed:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("inside/qa.csv", content)
+        content, name = buffer.getvalue(), "qa.zip"
+    job_id, attempt = make_import(content, filename=name)
+    assert jobs.execute(job_id, attempt) == "completed"
+    made = dataset()
+    assert (made.state, made.layout, made.rows) == ("ready", "conversations", 500)
+    assert [json.loads(line) for line in Path(made.path).read_text("utf-8").splitlines()][3] == {"conversations": [
+        {"role": "user", "content": "高血压能吃党参吗3？"}, {"role": "assistant", "content": "可以口服，没有问题。"}]}
+    assert left_on_disk() == ["datasets/d1/data.jsonl"] and "GB18030" in made.warnings[0]
+    detected = made.source["detected"]
+    assert (detected["layout"], detected["encoding"], detected["rows_read"]) == ("pairs", "gb18030", 500)
+
+
+def test_rows_without_use_are_counted_and_broken_ones_named(database):
+    rows = [{"instruction": "Who?", "input": "", "output": "Me."}] * 30
+    rows[4] = {**rows[4], "output": ""}
+    assert jobs.execute(*make_import(json.dumps(rows).encode(), filename="a.json")) == "completed"
+    assert dataset().rows == 29 and dataset().source["detected"]["left_out"] == 1
+    assert "1 of 30 rows were left out; the first: a.json line 1 (element 5): output is empty." in dataset().warnings
+
+
+@pytest.mark.parametrize(("rows", "name", "line", "field", "words"), [
+    ([{"prompt": "a", "chosen": "b", "rejected": "c"}] * 20 + [{"prompt": "a", "chosen": "b", "rejected": "b"}],
+     "pairs.jsonl", 21, "rejected", "pairs.jsonl line 21: chosen and rejected are equal"),
+    ([{"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": '{"name": '},
+                         {"from": "gpt", "value": "b"}]}], "tools.jsonl", 1, "conversations[1].value",
+     "tools.jsonl line 1: conversations[1].value is not valid JSON"),
+    ([{"conversations": [{"from": "human", "value": "a"}]}], "talk.jsonl", 1, "conversations",
+     "has no message of the assistant"),
+])
+def test_a_broken_foreign_row_is_named(database, rows, name, line, field, words):
+    job_id, attempt = make_import(b"".join(json.dumps(row).encode() + b"\n" for row in rows), filename=name)
+    assert jobs.execute(job_id, attempt) == "failed"
+    error = dataset().error
+    assert words in error["message"] and (error["line"], error["field"]) == (line, field) and left_on_disk() == []
+
+
+def test_a_layout_and_a_mapping_are_followed(database):
+    rows = b"First line.\nSecond line.\n"
+    assert jobs.execute(*make_import(rows, filename="a.txt", layout="lines")) == "completed"
+    assert (dataset().layout, dataset().rows) == ("text", 2)
+
+
+def test_a_mapping_is_followed(database):
+    rows = json.dumps([{"who": "Who?", "then": "Me."}] * 3).encode()
+    mapping = {"layout": "pairs", "question": "who", "answer": "then"}
+    assert jobs.execute(*make_import(rows, filename="a.json", mapping=mapping)) == "completed"
+    assert dataset().source["detected"]["mapping"] == mapping
+    with db.transaction() as session:
+        session.delete(session.get(Dataset, "d1"))
+    assert jobs.execute(*make_import(rows, filename="a.json", mapping={**mapping, "answer": "x"})) == "failed"
+    assert "no column 'x'" in dataset().error["message"] and dataset().error["field"] == "mapping.answer"
+
+
+def test_a_conversion_is_cancelled(database, monkeypatch):
+    monkeypatch.setattr(jobs, "PROGRESS_EVERY_S", 0.0)
+    job_id, attempt = make_import(gb18030_table(3000), filename="qa.csv")
+    with db.transaction() as session:
+        queue.request_cancel_job(session, session.get(Job, job_id))
+    assert jobs.execute(job_id, attempt) == "cancelled"
+    assert job(job_id).progress["message"] == "Converting" and left_on_disk() == []
 
 
 def test_the_starter_corpus_is_written(database):

@@ -7,7 +7,8 @@ import { t } from "../lib/i18n.js";
 import "./token-strip.js";
 
 // by layout, the fields that training reads
-const READ = { text: ["text"], txt: ["text"], conversations: ["conversations", "tools"], dpo: ["chosen", "rejected", "tools"] };
+const READ = { text: ["text"], txt: ["text"], conversations: ["conversations", "tools"], dpo: ["chosen", "rejected", "tools"],
+               questions: ["question"] };
 const ROLES = { system: t("System"), user: t("User"), assistant: t("Assistant"), tool: t("Tool") };
 
 /** A row of GET /datasets/{id}/preview as a list item; `number` is its place in the dataset, whose layout is `layout`. */
@@ -35,6 +36,7 @@ function tokensOf(row) {
 
 function textOf(row, layout) {
   if (layout === "text" || layout === "txt") return [h("p.preview-text", { dir: "auto" }, row.text)];
+  if (layout === "questions") return [h("p.preview-text", { dir: "auto" }, row.question)];
   if (layout === "conversations") return row.conversations.map(turn);
   return [pair(h("div.stack", {}, ...(row.chosen ?? []).map(turn)), h("div.stack", {}, ...(row.rejected ?? []).map(turn)))];
 }

@@ -8,7 +8,18 @@ const ANSWERED_WITHIN_MS = 30_000; // else it hangs
 const CONTINUE_TOKENS = 128; // of a text, which often has no end of its own
 const KEEPALIVE_BYTES = 60_000; // browsers send no more once the page is gone
 const SENT_REMEMBERED = 5;
-const MESSAGE_FIELDS = ["role", "content", "finish_reason", "checkpoint_id", "usage", "created_at"];
+const MESSAGE_FIELDS = ["role", "content", "finish_reason", "checkpoint_id", "adapter_checkpoint_id", "usage", "created_at"];
+
+/** Adapters that can be laid over `model`, those that were trained on it first. One of its own takes no second one. */
+export function adaptersFor(model, checkpoints) {
+  if (model.is_adapter || !model.fits) return [];
+  const fitting = checkpoints.filter((checkpoint) => checkpoint.is_adapter && checkpoint.fits === model.fits);
+  const isOwn = (adapter) => adapter.base_checkpoint_id === model.id;
+  return [...fitting.filter(isOwn), ...fitting.filter((adapter) => !isOwn(adapter))];
+}
+
+/** What a model with an adapter over it is called in a request. */
+export const modelId = (checkpoint, adapter) => (adapter ? `${checkpoint}+${adapter}` : checkpoint);
 
 /** Text that the server can keep: no zero byte, no half of a surrogate pair. */
 export function speakable(text) {
@@ -109,8 +120,8 @@ export function suggestions(samples, count = 3) {
 
 /** Whether two states of a conversation say the same. */
 export function isSame(a, b) {
-  const essence = ({ checkpoint_id = null, system = "", sampling = {}, messages = [] }) =>
-    JSON.stringify([checkpoint_id, system, Object.entries(given(sampling)).sort(), messages.map(plainMessage).map(
+  const essence = ({ checkpoint_id = null, adapter_checkpoint_id = null, system = "", sampling = {}, messages = [] }) =>
+    JSON.stringify([checkpoint_id, adapter_checkpoint_id, system, Object.entries(given(sampling)).sort(), messages.map(plainMessage).map(
       (message) => MESSAGE_FIELDS.map((name) => message[name] ?? null))]);
   return essence(a) === essence(b);
 }

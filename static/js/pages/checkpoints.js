@@ -1,5 +1,7 @@
 // The list of checkpoints: new ones appear by themselves, older ones on demand.
 
+import "../elements/checkpoint-export.js";
+import "../elements/checkpoint-import.js";
 import "../elements/copy-button.js";
 import "../elements/live-fragment.js";
 import { toastError } from "../elements/toast-stack.js";

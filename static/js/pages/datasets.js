@@ -1,6 +1,7 @@
 // The list of datasets and the forms that add one.
 
 import "../elements/dataset-starter.js";
+import "../elements/dataset-teacher.js";
 import "../elements/live-fragment.js";
 import "../elements/upload-form.js";
 

@@ -1,3 +1,4 @@
-// The form for a pipeline.
+// The recipes, and the form for a pipeline.
 
 import "../elements/pipeline-form.js";
+import "../elements/recipe-starter.js";

@@ -1,5 +1,6 @@
 // The page of one run.
 
+import "../elements/checkpoint-export.js";
 import "../elements/live-fragment.js";
 import "../elements/log-tail.js";
 import "../elements/queue-control.js";

@@ -102,7 +102,7 @@ def test_a_change_can_be_accepted(dataset):
     assert claim().run_id == run_id
 
 
-@pytest.mark.parametrize("gone", ["dataset", "file", "base", "base files", "tokenizer"])
+@pytest.mark.parametrize("gone", ["dataset", "file", "base", "base files", "tokenizer", "teacher", "teacher files"])
 def test_what_is_gone_is_said_before_a_device_is_taken(dataset, tmp_path, gone):
     base, tokenizer = tmp_path / "base", tmp_path / "tokenizer"
     write_json_in(base, "manifest.json", {"version": 1})
@@ -114,10 +114,14 @@ def test_what_is_gone_is_said_before_a_device_is_taken(dataset, tmp_path, gone):
                                  source={}, created_at=0))
         session.add(Checkpoint(id="c", run_id=other, attempt=1, stage="pretrain", step=5, tokens=1, bytes=1,
                                path=str(base), state="ready", created_at=0))
-    run_id = add_run(dataset_id=None if gone == "dataset" else "d", base_checkpoint_id="c", tokenizer_id="t")
+        write_json_in(tmp_path / "teacher", "manifest.json", {"version": 1})
+        session.add(Checkpoint(id="teacher", run_id=other, attempt=1, stage="sft", step=6, tokens=1, bytes=1,
+                               path=str(tmp_path / "teacher"), state="ready", created_at=0))
+    run_id = add_run(dataset_id=None if gone == "dataset" else "d", base_checkpoint_id="c", tokenizer_id="t",
+                     teacher_checkpoint_id="teacher")
     with db.transaction() as session:
-        if gone == "base":
-            session.get(Checkpoint, "c").state = "deleted"
+        if gone in ("base", "teacher"):
+            session.get(Checkpoint, "c" if gone == "base" else "teacher").state = "deleted"
         if gone == "dataset":
             session.get(Dataset, "d").state = "failed"
             session.get(Run, run_id).dataset_id = "d"
@@ -125,6 +129,8 @@ def test_what_is_gone_is_said_before_a_device_is_taken(dataset, tmp_path, gone):
         dataset.unlink()
     elif gone == "base files":
         (base / "manifest.json").unlink()
+    elif gone == "teacher files":
+        (tmp_path / "teacher" / "manifest.json").unlink()
     elif gone == "tokenizer":
         tokenizer.rmdir()
     assert claim_patiently() is None
@@ -142,9 +148,36 @@ def test_a_base_of_another_program_or_a_damaged_one(dataset, tmp_path, manifest,
         states.request_pause(session, session.get(Run, other))
         session.add(Checkpoint(id="c", run_id=other, attempt=1, stage="pretrain", step=5, tokens=1, bytes=1,
                                path=str(tmp_path / "base"), state=state, created_at=0, problem="A file differs."))
-    run_id = add_run(base_checkpoint_id="c")
-    assert claim_patiently() is None
-    assert said in get_run(run_id).error["message"] and nothing_was_taken()
+    for run_id in (add_run(base_checkpoint_id="c"), add_run(teacher_checkpoint_id="c")):
+        assert claim_patiently() is None
+        assert said in get_run(run_id).error["message"] and nothing_was_taken()
+
+
+@pytest.mark.parametrize("gone", ["row", "files", "damaged"])
+def test_a_run_that_has_saved_goes_on_without_its_base(dataset, tmp_path, gone):
+    """Its own checkpoint holds the weights; until there is one, and once that is gone, it needs its base."""
+    run_id = add_run(stage="lora", state="paused", attempt=1, base_checkpoint_id="c")
+    write_json_in(tmp_path / "own", "manifest.json", {"version": 1})
+    with db.transaction() as session:
+        session.get(Run, run_id).desired = "pause"
+        session.add(Checkpoint(id="own", run_id=run_id, attempt=1, stage="lora", step=5, tokens=1, bytes=1,
+                               path=str(tmp_path / "own"), state="ready", created_at=0))
+        if gone != "row":
+            other = Run(**{c.name: getattr(session.get(Run, run_id), c.name) for c in Run.__table__.columns} |
+                        {"id": "other"})
+            session.add(other)
+            session.flush()
+            session.add(Checkpoint(id="c", run_id="other", attempt=1, stage="sft", step=5, tokens=1, bytes=1,
+                                   path=str(tmp_path / "base"), state="corrupt" if gone == "damaged" else "ready",
+                                   created_at=0))
+    with db.reading() as session:
+        assert inputs.problem(session, session.get(Run, run_id)) is None
+        run = session.get(Run, run_id)
+    resume(run_id)
+    assert claim().run_id == run_id
+    (tmp_path / "own" / "manifest.json").unlink()
+    with db.reading() as session:
+        assert inputs.problem(session, run)["field"] == "base_checkpoint_id"
 
 
 def test_one_that_cannot_start_does_not_keep_the_next_from_it(dataset):
