@@ -236,6 +236,7 @@ def test_arithmetic_without_gradients_of_frozen_weights() -> None:
     assert lora.flops_per_token(model, 10) == whole - 2 * SMALL.num_parameters() + 6 * learnt
 
 
+@pytest.mark.filterwarnings("ignore")  # what peft says of transformers
 # (The router of a single expert learns here and not there: minimind/moe.py.)
 @pytest.mark.parametrize("shape", [QWEN, LLAMA, SHAPES["qwen3_moe, two of four"]], ids=["qwen3", "llama", "moe"])
 def test_outputs_and_gradients_are_pefts(tmp_path: Path, shape: ModelConfig) -> None:

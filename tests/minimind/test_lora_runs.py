@@ -159,6 +159,7 @@ def test_it_is_loaded_as_base_and_adapters(place: Path, made: Path) -> None:
         load_model(last(made), adapter=place / "base")
 
 
+@pytest.mark.filterwarnings("ignore")  # what peft says of transformers
 def test_peft_reads_a_checkpoint_over_the_base_of_its_run(made: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     peft = pytest.importorskip("peft", reason="peft is not installed")
