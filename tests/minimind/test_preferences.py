@@ -108,7 +108,7 @@ def paused_at(patch: pytest.MonkeyPatch, step: int, control: Path) -> None:
     at_step(patch, step, lambda: write_control(control, "pause"))
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_paused_run_is_the_whole_run(tmp_path: Path, base: Path, ranks: int) -> None:
     """Also where neither the base nor the cache is there any more."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"

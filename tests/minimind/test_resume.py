@@ -43,8 +43,8 @@ def same_training(one: Path, other: Path) -> None:
 
 # Two ranks are also paused and resumed through the whole studio, in tests/integration.
 @pytest.mark.parametrize(("ranks", "breaks"), [
-    (1, "pause kill"), (3, "pause"),
-    pytest.param(2, "pause kill", marks=pytest.mark.slow), pytest.param(3, "kill kill", marks=pytest.mark.slow)])
+    (1, "pause kill"), pytest.param(2, "pause kill", marks=pytest.mark.slow),
+    pytest.param(3, "pause kill", marks=pytest.mark.slow)])
 def test_a_broken_run_is_the_whole_run(tmp_path: Path, ranks: int, breaks: str) -> None:
     write_texts(tmp_path / "data.jsonl")
     arguments = options(tmp_path, "--accumulation_steps", 2, "--optimizer", "adamw" if ranks == 1 else "muon")
