@@ -105,6 +105,19 @@ def asked(page: Page) -> dict:
     return page.evaluate("window.asked.at(-1)")
 
 
+def test_what_is_sent_before_the_scripts_are_here_is_sent(page: Page) -> None:
+    page.add_init_script(MODEL)
+    held: list[Route] = []
+    page.route(re.compile("/dist/chat-[^/]*\\.js"), lambda route: held.append(route))
+    page.goto("/chat", wait_until="commit")
+    ask(page, "Am I too early?")
+    expect(page.get_by_label("Your message")).to_have_value("Am I too early?\n")
+    held[0].continue_()
+    finished(page, 1)
+    expect(page.locator(".message.user .said")).to_have_text("Am I too early?")
+    expect(page.get_by_label("Your message")).to_have_value("")
+
+
 def test_a_talk(chat: Page, studio: RunningStudio) -> None:
     page = chat
     assert not axe(page), "\n".join(axe(page))

@@ -100,8 +100,12 @@ class ChatComposer extends HTMLElement {
     this.#fit();
   }
 
-  focus() {
-    this.field.focus();
+  /** Somebody listens now. What was sent by an Enter before, when the field alone only began a new line, goes too. */
+  begin({ hasFocus }) {
+    if (hasFocus) this.field.focus();
+    if (!this.field.value.endsWith("\n")) return;
+    this.field.value = this.field.value.slice(0, -1);
+    this.#submit();
   }
 
   #key(event) {

@@ -56,7 +56,7 @@ class ChatPage extends HTMLElement {
       if (event.isComposing || event.keyCode === 229) return; // it takes back a word of an input method
       if (event.key === "Escape" && this.live && !document.querySelector("dialog[open]")) this.controller?.abort();
     });
-    if (!isTouched()) this.composer.focus();
+    this.composer.begin({ hasFocus: !isTouched() });
   }
 
   /** Another tab's version would take away what is being written. */
