@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -35,6 +36,9 @@ collect_ignore = [name for name, packages in {**NEEDED, **NEEDED_BY_FILE}.items(
 for _name in [n for n in os.environ if n.startswith("STUDIO_") and not n.startswith(("STUDIO_TEST_", "STUDIO_PYTHON"))]:
     del os.environ[_name]
 os.environ["WANDB_MODE"] = "offline"
+# A shell starts what it sends into the background with Ctrl-C ignored, and children inherit that: those of the tests
+# are to be interruptible also there.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # runs of the tests that stand beside each other have no GPU in common
 os.environ["STUDIO_LOCK_DIR"] = os.path.join(tempfile.gettempdir(), f"studio-test-locks-{os.getpid()}")
 

@@ -260,8 +260,7 @@ def test_wandb_without_an_account_is_one_sentence(tmp_path: Path, data: Path, ca
 def test_ctrl_c_in_the_first_moment_is_quiet(tmp_path: Path, data: Path, after_s: float) -> None:
     process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *TINY, "--data_path", str(data), "--out",
                                 str(tmp_path / "run"), "--cache_dir", str(tmp_path / "cache"), "--max_steps", "100000"],
-                               stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+                               stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     time.sleep(after_s)
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=60)[1]
