@@ -116,12 +116,28 @@ def encode_pair(tokenizer: Tokenizer, chosen: list[dict], rejected: list[dict],
     return Pair(c_ids, c_mask, r_ids, r_mask, prompt_tokens)
 
 
+def json_list(value: Any, name: str, where: str, field: str) -> list[dict]:
+    """``value`` itself, or what its JSON text says: a list of objects. Raises ``DataError`` that calls it ``where``."""
+    why = ""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            value, why = None, f": {error.msg} at character {error.pos + 1}"
+        except (ValueError, RecursionError):
+            value = None
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise DataError(f"{where} is not a JSON list of objects{why}.", field=field,
+                        hint=f'Write it like [{{"name": ...}}], or leave {name} out where there are none.')
+    return value
+
+
 def normalize(messages: list[dict], tools: list[dict] | None = None) -> tuple[list[dict], list[dict] | None]:
     """Messages as templates expect them: JSON texts read, ``tools`` taken from the system message."""
     if not messages:
         raise DataError("The conversation has no messages.", field="messages", hint="Send at least one.")
     if tools:
-        tools = _json_list(tools, "tools", "tools")
+        tools = json_list(tools, "tools", "tools", "tools")
     result = []
     for number, message in enumerate(messages):
         role = message.get("role")
@@ -133,11 +149,12 @@ def normalize(messages: list[dict], tools: list[dict] | None = None) -> tuple[li
         if isinstance(message.get("reasoning_content"), str):  # an empty one says that content holds no reasoning
             plain["reasoning_content"] = message["reasoning_content"]
         if message.get("tool_calls"):
-            plain["tool_calls"] = _json_list(message["tool_calls"], "tool_calls", f"tool_calls of message {number + 1}")
+            plain["tool_calls"] = json_list(message["tool_calls"], "tool_calls",
+                                            f"tool_calls of message {number + 1}", "tool_calls")
             if role == "assistant":
                 _check_calls(plain["tool_calls"], number)
         if role == "system" and message.get("tools") and not tools:
-            tools = _json_list(message["tools"], "tools", f"tools of message {number + 1}")
+            tools = json_list(message["tools"], "tools", f"tools of message {number + 1}", "tools")
         result.append(plain)
     return result, tools or None
 
@@ -199,19 +216,6 @@ def _learnt(tokenizer: Tokenizer, messages: list[dict], parts: Parts,
                         hint=f"Fine-tuning needs turns of the form {tokenizer.bos_token}assistant ... "
                              f"{tokenizer.eos_token}, as MiniMind's and Qwen's templates write them.")
     return ids, mask
-
-
-def _json_list(value: Any, field: str, where: str) -> list[dict]:
-    """``value`` itself, or what its JSON text says: a list of objects."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            value = None
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise DataError(f"{where} is not a JSON list of objects.", field=field,
-                        hint=f'Write it like [{{"name": ...}}], or leave {field} out.')
-    return value
 
 
 def _parts(tokenizer: Tokenizer, text: str) -> list[tuple[str, bool]]:

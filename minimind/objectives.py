@@ -220,11 +220,24 @@ def _log_odds(logp: Tensor) -> Tensor:
     return logp - torch.log(-torch.expm1(logp.clamp(max=-1e-9)))
 
 
+#: pieces that are added up at once. One matrix for all of them would grow with the square of a micro-batch: 1,280
+#: pieces of 51 tokens take 790 ms and 670 MB at once, 15 ms and 34 MB in blocks (one CPU thread, with the gradient).
+_PIECES = 64
+
+
 def answer_logps(hidden: Tensor, output_weight: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """``(log-probability of the learnt tokens of each piece, their number)``, both [P] float64."""
-    targets = batch.targets.flatten()
-    nll = linear_token_nll(hidden.flatten(0, 1), output_weight, targets)
-    pieces = torch.arange(len(batch.segments.lengths), device=targets.device)
-    # A product with zeros and ones sums in one order: a GPU's scatter and running sums have other bits each time.
-    belongs = (batch.segments.documents(targets.device) == pieces[:, None]).double()  # [P, N]
-    return belongs @ -nll.double(), (belongs @ (targets != IGNORE).double()).clamp(min=1)
+    targets, lengths = batch.targets.flatten(), batch.segments.lengths
+    logps = -linear_token_nll(hidden.flatten(0, 1), output_weight, targets).double()  # [N]
+    learnt = (targets != IGNORE).double()
+    sizes = [sum(lengths[first:first + _PIECES]) for first in range(0, len(lengths), _PIECES)]
+    pieces = torch.arange(len(lengths), device=targets.device)
+    documents = batch.segments.documents(targets.device)
+    found = []
+    for piece, document, logp, is_learnt in zip(pieces.split(_PIECES), documents.split(sizes), logps.split(sizes),
+                                                learnt.split(sizes)):
+        # A product with zeros and ones sums in one order: a GPU's scatter and running sums have other bits each time.
+        belongs = (document == piece[:, None]).double()  # [64, n]
+        found.append((belongs @ logp, belongs @ is_learnt))
+    sums, counts = (torch.cat(parts) for parts in zip(*found))
+    return sums, counts.clamp(min=1)

@@ -35,6 +35,7 @@ from minimind.teach.journal import Journal
 from minimind.teach.loop import Progress, answer_all, check_any, count_questions, said_of_left_out
 from minimind.teach.questions import read_questions
 from minimind.teach.teachers import Teacher, TeacherError
+from worker.engines import cores_for_inference
 from worker.jobs import Work, places
 
 log = get_logger(__name__)
@@ -147,6 +148,5 @@ def _teacher(work: Work, *, has_answered: bool) -> Teacher:
 
     from minimind.teach.local import LocalTeacher
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // 2))
+    torch.set_num_threads(cores_for_inference())
     return LocalTeacher(place, **options)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from minimind.archives import DAMAGED, UNREADABLE_ZIP, is_damage
 from minimind.errors import CheckpointError
 
 MAX_FILES = 1000
@@ -38,7 +39,11 @@ def unpack(archive: Path, target: Path) -> None:
                 raise CheckpointError("The archive holds more than fits here.",
                                       hint="Free some space in the data directory, or send the files alone.")
             _write(member, target)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, RuntimeError, NotImplementedError) as error:
+    except CheckpointError:
+        raise
+    except (OSError, tarfile.TarError, *UNREADABLE_ZIP, *DAMAGED) as error:
+        if isinstance(error, OSError) and not is_damage(error):
+            raise
         raise CheckpointError(f"The archive cannot be unpacked: {str(error).rstrip('.') or type(error).__name__}.",
                               hint="Pack the files again as .zip, without a password.") from error
 

@@ -66,7 +66,7 @@ def detect_layout(path: Path | str) -> str:
             return source.canonical
     if file.suffix.lower() == ".txt":
         return "txt"
-    first = next(((number, line) for number, line in _lines(file) if line.strip()), None)
+    first = next(((number, line) for number, line in read_lines(file) if line.strip()), None)
     if first is None:
         raise DataError(f"{file.name} is empty.", hint="Give a file with at least one row.")
     number, line = first
@@ -175,7 +175,7 @@ def _foreign_rows(file: Path, layout: str, reports: list[foreign.Report]) -> Ite
 def _objects(file: Path, layout: str) -> Iterator[tuple[int, dict, int]]:
     check = _CHECKS[layout]
     size = 0
-    for number, line in _lines(file):
+    for number, line in read_lines(file):
         size += len(line.encode()) if not line.isascii() else len(line)
         if not line.strip():
             continue
@@ -191,7 +191,7 @@ def _objects(file: Path, layout: str) -> Iterator[tuple[int, dict, int]]:
 def _paragraphs(file: Path) -> Iterator[tuple[int, dict, int]]:
     lines: list[str] = []
     first = size = length = 0
-    for number, line in _lines(file):
+    for number, line in read_lines(file):
         size += len(line.encode()) if not line.isascii() else len(line)
         if line.strip():
             first = first if lines else number
@@ -207,7 +207,7 @@ def _paragraphs(file: Path) -> Iterator[tuple[int, dict, int]]:
         yield first, {"text": "".join(lines).strip()}, size
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
+def read_lines(file: Path) -> Iterator[tuple[int, str]]:
     """``(line number, line)`` with universal newlines; a byte order mark is dropped, anything but UTF-8 refused."""
     with open(file, "rb") as stream:
         number = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from minimind.chat_format import ROLES
+from minimind.chat_format import ROLES, json_list
 from minimind.errors import DataError
 
 SHAPES = {
@@ -82,7 +82,7 @@ def _said(message: dict) -> tuple:
 def _check_tools(row: dict) -> None:
     """``tools`` beside the messages: a list, or the JSON text of one, or nothing."""
     if row.get("tools"):
-        _json_list(row["tools"], "tools", "tools")
+        json_list(row["tools"], "tools", "tools", "tools")
 
 
 def _check_messages(messages: list, name: str) -> None:
@@ -129,7 +129,7 @@ def _check_messages(messages: list, name: str) -> None:
 def _check_json_list(message: dict, name: str, where: str) -> list[dict]:
     """``tools`` and ``tool_calls`` are lists of objects, or JSON texts of such lists."""
     value: Any = message.get(name)
-    return _json_list(value, name, f"{where}.{name}") if value else []
+    return json_list(value, name, f"{where}.{name}", f"{where}.{name}") if value else []
 
 
 def _is_json(text: str) -> bool:
@@ -138,21 +138,6 @@ def _is_json(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def _json_list(value: Any, name: str, where: str) -> list[dict]:
-    why = ""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            value, why = None, f": {error.msg} at character {error.pos + 1}"
-        except (ValueError, RecursionError):
-            value = None
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise DataError(f"{where} is not a JSON list of objects{why}.", field=where,
-                        hint=f"Correct it, or leave {name} out where there are none.")
-    return value
 
 
 def _required(row: dict, name: str, kind: type, shape: str) -> Any:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,6 +15,7 @@ from minimind.formats.adapters import BASE_PLACE, keep_base, read_adapter
 from minimind.formats.base import open_base
 from minimind.formats.hf_config import CONFIG_FILE, hf_config
 from minimind.formats.huggingface import save_huggingface
+from minimind.formats.new_directory import new_directory, refuse_existing
 from minimind.formats.peft import save_peft
 from minimind.formats.source import load_weights_from
 from minimind.lora import AdapterConfig, check_adapter, merged
@@ -30,7 +29,7 @@ def write_peft(directory: Path | str, adapter: AdapterConfig, weights: Mapping[s
                base: str = BASE_PLACE) -> Path:
     """A folder that ``PeftModel.from_pretrained(model, directory)`` reads; ``base``: the model's name in it. Whole or
     not at all. Raises ``CheckpointError`` where there is something already."""
-    return _written(Path(directory), lambda aside: save_peft(aside, adapter, weights, base))
+    return new_directory(Path(directory), lambda aside: save_peft(aside, adapter, weights, base))
 
 
 def write_merged(directory: Path | str, adapter: Path | str, base: Path | str | None = None, *,
@@ -66,7 +65,7 @@ def import_adapter(run: Path | str, adapter: Path | str, base: Path | str, *,
     """Make the run directory ``run`` of an adapter and the model that it belongs to, with one checkpoint, as the stage
     lora leaves it: to chat with, and to start from. Returns the checkpoint. Raises ``CheckpointError``."""
     run_dir = RunDir(run)
-    _refuse_existing(run_dir.path)
+    refuse_existing(run_dir.path)
     what, weights = read_adapter(adapter)
     run_dir.path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".import-", dir=run_dir.path.parent) as cache:
@@ -89,25 +88,4 @@ def import_adapter(run: Path | str, adapter: Path | str, base: Path | str, *,
         write_json(aside / CONFIG_FILE, hf_config(model, words))
         manifest.seal(aside)
 
-    return _written(run_dir.checkpoint(0, 0), fill)
-
-
-def _refuse_existing(directory: Path) -> None:
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise CheckpointError(f"{directory} exists already.", hint="Choose another place.")
-
-
-def _written(directory: Path, fill: Callable[[Path], None]) -> Path:
-    """``directory``, filled aside and renamed into place."""
-    _refuse_existing(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    aside = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}.tmp")
-    aside.mkdir()
-    try:
-        fill(aside)
-        if directory.exists():
-            directory.rmdir()
-        aside.rename(directory)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return directory
+    return new_directory(run_dir.checkpoint(0, 0), fill)

@@ -6,9 +6,6 @@ for models without q/k norm (minimind2). A folder of upstream's own class, ``Min
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
 from pathlib import Path
 
 import torch
@@ -18,6 +15,7 @@ from torch import Tensor
 
 from minimind.errors import CheckpointError
 from minimind.formats.hf_config import CONFIG_FILE, hf_config, inexpressible, read_hf_config, read_object
+from minimind.formats.new_directory import new_directory
 from minimind.formats.pth import read_pth
 from minimind.formats.tensors import cleaned
 from minimind.moe import split_experts
@@ -98,23 +96,15 @@ def save_huggingface(directory: Path | str, config: ModelConfig, weights: dict[s
     if problem is not None:
         raise CheckpointError(f"Hugging Face has no class for this model: {problem}.",
                               hint="Save it as a .pth file, which upstream MiniMind reads.")
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise CheckpointError(f"{directory} exists already.", hint="Choose another place.")
-    aside = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}.tmp")
-    name = str(dtype).removeprefix("torch.")
-    tensors = {n: t.detach().to("cpu", dtype).contiguous()
-               for n, t in cleaned(split_experts(weights), config.tie_word_embeddings).items()}
-    aside.mkdir(parents=True)
-    try:
+
+    def fill(aside: Path) -> None:
+        tensors = {n: t.detach().to("cpu", dtype).contiguous()
+                   for n, t in cleaned(split_experts(weights), config.tie_word_embeddings).items()}
         save_file(dict(sorted(tensors.items())), aside / WEIGHTS_FILE, metadata={"format": "pt"})
-        write_json(aside / CONFIG_FILE, hf_config(config, tokenizer, name))
+        write_json(aside / CONFIG_FILE, hf_config(config, tokenizer, str(dtype).removeprefix("torch.")))
         write_json(aside / "generation_config.json", {
             "bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id,
             "eos_token_id": sorted({tokenizer.eos_id, tokenizer.pad_id})})
         tokenizer.save(aside)
-        if directory.exists():
-            directory.rmdir()
-        os.rename(aside, directory)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return directory
+
+    return new_directory(directory, fill)

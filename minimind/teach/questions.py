@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from minimind.chat_format import ROLES
+from minimind.data.layouts import read_lines
 from minimind.errors import DataError
 
 SHAPE = '{"question": "..."}, {"prompt": "..."} or {"conversations": [{"role": "user", "content": "..."}, ...]}'
-MAX_LINE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -69,20 +69,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """``(line number, stripped line)`` of every line that is not blank."""
     if not path.is_file():
         raise DataError(f"There is no file {path}.", field="questions", hint="Check the path.")
-    with open(path, "rb") as file:
-        number = 0
-        while raw := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(raw) > MAX_LINE_BYTES:
-                raise DataError(f"{path.name} line {number} is longer than {MAX_LINE_BYTES >> 20} MiB.", line=number,
-                                hint="Write one question a line.")
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            except UnicodeDecodeError:
-                raise DataError(f"{path.name} line {number} is not UTF-8.", line=number,
-                                hint="Save the file as UTF-8.") from None
-            if line:
-                yield number, line
+    for number, line in read_lines(path):
+        if line := line.strip():
+            yield number, line
 
 
 def _messages(line: str) -> list[dict] | None:

@@ -14,8 +14,8 @@ from app.core.db import now, reading, transaction
 from app.core.models import Checkpoint, Job
 from tests.app.conftest import Api
 from tests.app.test_runs import new_run
+from tests.checkpoint_rig import make_adapter, make_checkpoint
 from tests.database_rig import HOST, add_host
-from tests.inference_rig import make_adapter, make_checkpoint
 from worker import jobs
 from worker.checkpoints import _superfluous
 

@@ -16,8 +16,8 @@ from tests.app.conftest import Api
 from tests.app.test_chat_pages import adapters_of, chosen, show
 from tests.app.test_pages import assert_clean
 from tests.app.test_runs import new_run
+from tests.checkpoint_rig import make_adapter, make_checkpoint
 from tests.database_rig import HOST, add_host
-from tests.inference_rig import make_adapter, make_checkpoint
 from worker import jobs
 
 HTML = {"Accept": "text/html"}

@@ -20,7 +20,8 @@ import pytest
 from app.core.db import engine_for, session_factory, transaction
 from app.core.inference import MAX_WAITING
 from app.core.models import LOCAL_ADMIN_ID, Checkpoint, Run
-from tests.inference_rig import ROOT, make_adapter, make_checkpoint, running_broker, running_inference, wait_for
+from tests.checkpoint_rig import make_adapter, make_checkpoint
+from tests.inference_rig import ROOT, running_broker, running_inference, wait_for
 
 HELLO = [{"role": "user", "content": "Where is the lamp?"}]
 OLD, NEW, DELETED, LOST = "ckptold", "ckptnew", "ckptgone", "ckptlost"

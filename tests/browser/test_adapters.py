@@ -17,7 +17,7 @@ from app.core.models import LOCAL_ADMIN_ID, Checkpoint, Run
 from minimind.formats.adapter_files import write_peft
 from minimind.formats.adapters import read_adapter
 from tests.browser.pages import axe
-from tests.inference_rig import make_adapter, make_checkpoint
+from tests.checkpoint_rig import make_adapter, make_checkpoint
 from tests.integration.studio import RunningStudio
 
 BASE = "ckptbasemodel"

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.pages import Problems, axe
-from tests.minimind.test_teach import Server, completion
+from tests.teacher_rig import Server, completion
 
 KEY = "sk-a-secret-of-this-test"
 READY_WITHIN_MS = 60_000

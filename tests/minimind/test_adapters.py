@@ -38,11 +38,7 @@ UPSTREAM = AdapterConfig(4, 4.0, 0.0, ("q_proj", "o_proj"))
 IDS = torch.randint(0, 300, (1, 16), generator=torch.Generator().manual_seed(1))
 ROOT = Path(__file__).resolve().parents[2]
 
-
-@pytest.fixture(autouse=True)
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pickles are read in this process, which takes no second; test_pth.py tries the other process."""
-    monkeypatch.setattr(pth, "_read_apart", lambda path, out: pth_reader.answer(str(path), str(out)))
+pytestmark = pytest.mark.usefixtures("no_other_process")
 
 
 def weights_of(adapter: AdapterConfig, model: ModelConfig = SHAPE) -> dict[str, Tensor]:

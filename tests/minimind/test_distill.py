@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 from minimind.checkpoint import load_model
-from minimind.control import write_control
 from minimind.data.cache import open_cache
 from minimind.data.mixture import Source
 from minimind.formats.pth import save_pth
@@ -23,13 +22,14 @@ from minimind.stages.sft import Sft
 from minimind.tokenizer import Tokenizer
 from tests.minimind.training import (
     TINY,
-    at_step,
+    assert_same_run,
     changed_ranks,
     curve,
     events,
+    paused_after,
     result,
     run,
-    weights,
+    unchanged,
     write_dialogues,
     write_texts,
 )
@@ -81,32 +81,22 @@ def test_the_evaluation_is_the_students_own_cross_entropy(place: Path, tmp_path:
     assert one["eval_loss"] == pytest.approx(other["eval_loss"], rel=1e-5)
 
 
-def _nothing(patch: pytest.MonkeyPatch) -> None:
-    """Ranks as they are."""
-
-
-def _paused(patch: pytest.MonkeyPatch, step: int, control: Path) -> None:
-    at_step(patch, step, lambda: write_control(control, "pause"))
-
-
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_paused_run_is_the_whole_run(place: Path, tmp_path: Path, ranks: int) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     arguments = options(place, "--dropout", 0.1)
-    assert changed_ranks(ranks, _nothing, "distill", "--out", whole, *arguments) == [0] * ranks
-    pause = partial(_paused, step=4, control=RunDir(broken).attempt(1).control)
+    assert changed_ranks(ranks, unchanged, "distill", "--out", whole, *arguments) == [0] * ranks
+    pause = partial(paused_after, step=4, control=RunDir(broken).attempt(1).control)
     assert changed_ranks(ranks, pause, "distill", "--out", broken, *arguments) == [0] * ranks
     assert result(broken)["status"] == "paused" and result(broken)["step"] < 8
     again = ("distill", "--out", broken, "--resume", "auto", "--cache_dir", place / "cache")
-    assert changed_ranks(ranks, _nothing, *again) == [0] * ranks
-    for kind in ("metrics", "eval"):
-        assert curve(whole, kind) == curve(broken, kind)
-    assert len(curve(whole)) == 8 and weights(whole) == weights(broken)
+    assert changed_ranks(ranks, unchanged, *again) == [0] * ranks
+    assert_same_run(whole, broken, 8)
 
 
 def test_two_ranks_learn_what_one_does(place: Path, tmp_path: Path) -> None:
     common = ("--max_steps", 1, "--optimizer", "adamw", "--save_interval", 1)
-    assert changed_ranks(2, _nothing, "distill", "--out", tmp_path / "two", *options(place, *common)) == [0, 0]
+    assert changed_ranks(2, unchanged, "distill", "--out", tmp_path / "two", *options(place, *common)) == [0, 0]
     assert run("distill", "--out", tmp_path / "one", *options(place, *common, "--batch_size", 4)) == 0
     one, two = (load_file(tmp_path / name / "checkpoints/step-00000001-a1/model.safetensors") for name in
                 ("one", "two"))
@@ -166,7 +156,7 @@ def test_another_teacher_is_no_resume(place: Path, tmp_path: Path, monkeypatch: 
     mine = tmp_path / "teacher"
     shutil.copytree(place / "dense", mine)
     with monkeypatch.context() as patch:
-        _paused(patch, 4, RunDir(out).attempt(1).control)
+        paused_after(patch, 4, RunDir(out).attempt(1).control)
         assert run("distill", "--out", out, *options(place, "--teacher_weight", mine)) == 0
     error = refusal(out, "--resume", "auto", "--teacher_weight", place / "moe", "--cache_dir", place / "cache")
     assert "the teacher changed" in error["message"] and "allow_changes" in error["hint"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from minimind.attention import Segments
 from minimind.checkpoint import hf_config, load_weights, save_weights
 from minimind.errors import CheckpointError
-from minimind.formats import pth, pth_reader
+from minimind.formats import pth
 from minimind.formats.hf_config import read_hf_config
 from minimind.formats.huggingface import save_huggingface
 from minimind.formats.pth import save_pth
@@ -33,12 +33,6 @@ LENGTH = 200
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return Tokenizer.train(["some words to learn from"] * 5, 320)
-
-
-@pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pickles are read in this process, which takes no second; test_pth.py tries the other process."""
-    monkeypatch.setattr(pth, "_read_apart", lambda path, out: pth_reader.answer(str(path), str(out)))
 
 
 @pytest.fixture
@@ -158,7 +152,7 @@ def test_what_hugging_face_cannot_say_is_not_written(tmp_path: Path, tokenizer: 
     assert hf_config(SHARED_MOE)["architectures"] == ["MiniMindForCausalLM"]
 
 
-@pytest.mark.usefixtures("at_once")
+@pytest.mark.usefixtures("no_other_process")
 @pytest.mark.parametrize("config", [QWEN, LLAMA, MOE, SHARED_MOE, SHAPES["qwen3, untied"]],
                          ids=["qwen3", "llama", "moe", "shared_moe", "untied"])
 def test_pth_and_back(config: ModelConfig, tmp_path: Path) -> None:
@@ -174,7 +168,7 @@ def test_pth_and_back(config: ModelConfig, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out.pth"]
 
 
-@pytest.mark.usefixtures("at_once")
+@pytest.mark.usefixtures("no_other_process")
 @pytest.mark.parametrize("name", ["qwen3", "llama", "qwen3_moe"])
 def test_logits_after_pth_equal_those_of_halved_weights(name: str, tmp_path: Path, hugging_face) -> None:
     config = SHAPES[name]
@@ -224,7 +218,7 @@ def test_the_shape_of_published_files_is_found(preset: str) -> None:
     assert pth.infer_config(weights, Path("x.pth")) == config
 
 
-@pytest.mark.usefixtures("at_once")
+@pytest.mark.usefixtures("no_other_process")
 def test_wrapped_names_and_resume_files(tmp_path: Path) -> None:
     weights = random_weights(QWEN)
     names = {n: n.replace(".mlp.", ".mlp._orig_mod.") for n in weights}
@@ -236,7 +230,7 @@ def test_wrapped_names_and_resume_files(tmp_path: Path) -> None:
     assert all(torch.equal(source.weights[n], weights[n].half().float()) for n in weights)
 
 
-@pytest.mark.usefixtures("at_once")
+@pytest.mark.usefixtures("no_other_process")
 def test_a_folder_of_upstreams_own_class(tmp_path: Path) -> None:
     """MiniMindForCausalLM with pickled weights, as its converter writes it; minimind2's names of the fields."""
     weights = random_weights(SHARED_MOE)

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from minimind.checkpoint import load_model
 from minimind.errors import CheckpointError
 from minimind.formats import base as importing
-from minimind.formats import pth, pth_reader
 from minimind.formats.base import open_base
 from minimind.formats.huggingface import save_huggingface
 from minimind.formats.pth import save_pth
@@ -28,11 +27,7 @@ SHAPE = ModelConfig(vocab_size=420, hidden_size=32, num_hidden_layers=1, num_att
 STILL = ("--max_steps", 1, "--learning_rate", 1e-9, "--weight_decay", 0, "--optimizer", "adamw", "--max_seq_len", 32,
          "--batch_size", 2, "--device", "cpu", "--sample_interval", 0, "--eval_fraction", 0)
 
-
-@pytest.fixture(autouse=True)
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pickles are read in this process, which takes no second; test_pth.py tries the other process."""
-    monkeypatch.setattr(pth, "_read_apart", lambda path, out: pth_reader.answer(str(path), str(out)))
+pytestmark = pytest.mark.usefixtures("no_other_process")
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@ from tests.minimind.training import (
     events,
     result,
     run,
+    unchanged,
     watch_micro_steps,
     write_dialogues,
     write_texts,
@@ -227,10 +228,6 @@ def dying(patch: pytest.MonkeyPatch, step: int) -> None:
     watch_micro_steps(patch, watched)
 
 
-def nothing(patch: pytest.MonkeyPatch) -> None:
-    """Ranks as they are."""
-
-
 def test_a_run_that_lost_steps_does_them_again(place: Path, made: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(made, broken)
@@ -258,9 +255,9 @@ def test_adapters_of_another_shape_need_a_new_run(made: Path, tmp_path: Path, ch
 def test_a_killed_run_is_the_whole_run(place: Path, tmp_path: Path, size: int) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     arguments = options(place, "--lora_dropout", 0.2)
-    assert changed_ranks(size, nothing, *arguments, "--out", whole) == [0] * size
+    assert changed_ranks(size, unchanged, *arguments, "--out", whole) == [0] * size
     assert changed_ranks(size, partial(dying, step=8), *arguments, "--out", broken)[-1] == -signal.SIGKILL
-    assert changed_ranks(size, nothing, "lora", "--out", broken, "--resume", "auto") == [0] * size
+    assert changed_ranks(size, unchanged, "lora", "--out", broken, "--resume", "auto") == [0] * size
     assert events(broken, 2)[0]["data"]["resumed_from_step"] == 5
     assert curve(whole) == curve(broken) and learnt(whole) == learnt(broken)
 

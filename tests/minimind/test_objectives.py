@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimind.data.packing import Rows, pack_pairs
+from minimind.attention import Segments
+from minimind.data.packing import IGNORE, Rows, pack_pairs
 from minimind.data.sampler import Window
 from minimind.distributed import World
 from minimind.model import MiniMindForCausalLM
-from minimind.objectives import Distillation, NextToken, Preference, Reference
+from minimind.objectives import Batch, Distillation, NextToken, Preference, Reference, answer_logps
 from minimind.optim import Optimizer
 from minimind.presets import ModelConfig
 from minimind.step import Stepper
@@ -100,6 +101,23 @@ def test_loss_and_gradients_are_those_of_the_formula(tmp_path: Path, loss_type: 
     assert float(totals[0]) / PAIRS == pytest.approx(float(expected.detach()), rel=1e-5)
     for name, parameter in policy.named_parameters():
         torch.testing.assert_close(got[name], parameter.grad, atol=2e-6, rtol=2e-4, msg=name)
+
+
+def test_answers_are_added_up_piece_by_piece() -> None:
+    """More pieces than are added up at once, of all lengths, some without an answer."""
+    rng = np.random.default_rng(1)
+    lengths = tuple(rng.integers(1, 9, 150).tolist())
+    hidden, weight = torch.randn(1, sum(lengths), 8), torch.randn(61, 8)
+    targets = torch.where(torch.rand(1, sum(lengths)) < 0.4, IGNORE, torch.randint(0, 61, (1, sum(lengths))))
+    hidden.requires_grad_()
+    logps, counts = answer_logps(hidden, weight, Batch(targets, targets, Segments(lengths)))
+    each = F.cross_entropy(hidden[0] @ weight.T, targets[0], reduction="none")  # 0 where nothing is learnt
+    expected = torch.stack([-part.double().sum() for part in each.split(lengths)])
+    torch.testing.assert_close(logps, expected, rtol=1e-6, atol=1e-6)
+    assert counts.tolist() == [max(1, int((part != IGNORE).sum())) for part in targets[0].split(lengths)]
+    share = torch.rand(150, dtype=torch.float64)
+    ours, theirs = (torch.autograd.grad((share * x).sum(), hidden)[0] for x in (logps, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_metrics_of_preferences(tmp_path: Path) -> None:

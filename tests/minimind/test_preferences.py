@@ -12,18 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minimind.control import write_control
 from minimind.run_dir import RunDir
 from tests.minimind.training import (
     TINY,
     WORDS,
-    at_step,
+    assert_same_run,
     changed_ranks,
     curve,
     events,
+    paused_after,
     result,
     run,
-    weights,
+    unchanged,
     write_dialogues,
 )
 
@@ -104,10 +104,6 @@ def test_in_a_mixture_every_pair_keeps_its_own_reference(tmp_path: Path, base: P
     torch.testing.assert_close(logps("both", "--data_mix", f"{few}=1,{many}=3"), torch.cat(alone), rtol=1e-5, atol=0)
 
 
-def paused_at(patch: pytest.MonkeyPatch, step: int, control: Path) -> None:
-    at_step(patch, step, lambda: write_control(control, "pause"))
-
-
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_paused_run_is_the_whole_run(tmp_path: Path, base: Path, ranks: int) -> None:
     """Also where neither the base nor the cache is there any more."""
@@ -115,26 +111,20 @@ def test_a_paused_run_is_the_whole_run(tmp_path: Path, base: Path, ranks: int) -
     mine = tmp_path / "mine"
     shutil.copytree(base, mine)
     arguments = options(tmp_path, mine, "--dropout", 0.1)
-    assert changed_ranks(ranks, _nothing, "dpo", "--out", whole, *arguments) == [0] * ranks
-    pause = partial(paused_at, step=4, control=RunDir(broken).attempt(1).control)
+    assert changed_ranks(ranks, unchanged, "dpo", "--out", whole, *arguments) == [0] * ranks
+    pause = partial(paused_after, step=4, control=RunDir(broken).attempt(1).control)
     assert changed_ranks(ranks, pause, "dpo", "--out", broken, *arguments) == [0] * ranks
     assert result(broken)["status"] == "paused" and result(broken)["step"] < 8
     shutil.rmtree(mine)
     shutil.rmtree(tmp_path / "cache")
-    assert changed_ranks(ranks, _nothing, "dpo", "--out", broken, "--resume", "auto") == [0] * ranks
-    for kind in ("metrics", "eval"):
-        assert curve(whole, kind) == curve(broken, kind)
-    assert len(curve(whole)) == 8 and weights(whole) == weights(broken)
-
-
-def _nothing(patch: pytest.MonkeyPatch) -> None:
-    """Ranks as they are."""
+    assert changed_ranks(ranks, unchanged, "dpo", "--out", broken, "--resume", "auto") == [0] * ranks
+    assert_same_run(whole, broken, 8)
 
 
 def test_two_ranks_learn_what_one_does(tmp_path: Path, base: Path) -> None:
     """One step over the same pairs: the same weights but for rounding."""
     common = ("--max_steps", 1, "--optimizer", "adamw", "--save_interval", 1)
-    assert changed_ranks(2, _nothing, "dpo", "--out", tmp_path / "two", *options(tmp_path, base, *common)) == [0, 0]
+    assert changed_ranks(2, unchanged, "dpo", "--out", tmp_path / "two", *options(tmp_path, base, *common)) == [0, 0]
     assert run("dpo", "--out", tmp_path / "one",
                *options(tmp_path, base, *common, "--batch_size", 4)) == 0
     one, two = (load_file(tmp_path / name / "checkpoints/step-00000001-a1/model.safetensors") for name in
@@ -184,7 +174,7 @@ def test_equal_sides_are_an_error_that_names_the_line(tmp_path: Path, base: Path
 def test_new_pairs_need_a_new_run(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        paused_at(patch, 4, RunDir(out).attempt(1).control)
+        paused_after(patch, 4, RunDir(out).attempt(1).control)
         assert run("dpo", "--out", out, *options(tmp_path, base)) == 0
     write_pairs(tmp_path / "pairs.jsonl", seed=9)
     assert run("dpo", "--out", out, "--resume", "auto", "--allow_changes") == 2

@@ -20,12 +20,6 @@ from tests.minimind.shapes import LLAMA, QWEN, SHARED_MOE, random_weights
 GATE = "model.layers.1.mlp.gate_proj.weight"
 
 
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read in this process, which takes no second."""
-    monkeypatch.setattr(pth, "_read_apart", lambda path, out: pth_reader.answer(str(path), str(out)))
-
-
 class Command:
     """What pickle runs when it meets it."""
 
@@ -53,7 +47,7 @@ def test_commands_in_it_do_not_run(tmp_path: Path) -> None:
     assert (tmp_path / "it-ran").exists()
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("no_other_process")
 def test_commands_in_other_pickles_do_not_run(tmp_path: Path) -> None:
     trap = {EMBEDDING: Command(f"touch {tmp_path}/it-ran")}
     torch.save(trap, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
@@ -94,14 +88,14 @@ def test_a_reader_that_dies_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load_weights_from(path)
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("no_other_process")
 def test_tensors_that_repeat_themselves(tmp_path: Path) -> None:
     torch.save({EMBEDDING: torch.ones(1).expand(1 << 40)}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="far more memory"):
         load_weights_from(tmp_path / "x.pth")
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("no_other_process")
 def test_damaged_files(tmp_path: Path) -> None:
     path = save_pth(tmp_path / "model.pth", QWEN, random_weights(QWEN))
     whole = path.read_bytes()
@@ -114,7 +108,7 @@ def test_damaged_files(tmp_path: Path) -> None:
         assert "copy or download" in raised.value.hint
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("no_other_process")
 @pytest.mark.parametrize(("content", "says"), [
     ([torch.ones(2)], "holds no weights: it is a list"),
     (torch.ones(2), "holds no weights: it is a Tensor"),
@@ -141,7 +135,7 @@ def test_files_without_a_model(tmp_path: Path, content: object, says: str) -> No
     assert "x.pth" in raised.value.message and raised.value.hint
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("no_other_process")
 @pytest.mark.parametrize(("config", "name", "tensor", "says"), [
     (QWEN, GATE, None, f"lacks the tensor {GATE}"),
     (QWEN, GATE, torch.ones(95, 64), rf"{GATE} in .* has the shape \[95, 64\], and the model needs \[96, 64\]"),
@@ -159,7 +153,7 @@ def test_tensors_that_do_not_fit(tmp_path: Path, config, name: str, tensor: torc
         load_weights_from(tmp_path / "x.pth")
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("no_other_process")
 def test_weights_that_are_not_finite_are_warned_of(tmp_path: Path) -> None:
     weights = random_weights(QWEN)
     weights[GATE][0, 0] = float("inf")

@@ -21,18 +21,14 @@ from minimind.run_dir import RunDir
 from minimind.step import Batch, Stepper
 from tests.minimind.training import (
     TINY,
+    assert_same_run,
     changed_ranks,
-    curve,
     events,
     result,
+    unchanged,
     watch_micro_steps,
-    weights,
     write_texts,
 )
-
-
-def nothing(patch: pytest.MonkeyPatch) -> None:
-    """Ranks as they are."""
 
 
 def pausing(patch: pytest.MonkeyPatch, step: int, control: Path) -> None:
@@ -63,7 +59,7 @@ def test_ranks_that_break_in_mid_window(tmp_path: Path, size: int) -> None:
                  tmp_path / "cache", "--max_steps", 11, "--save_interval", 7, "--eval_interval", 5, "--sample_interval",
                  0, "--accumulation_steps", 2, "--dropout", 0.1, "--num_experts", 2, "--num_experts_per_tok", 1)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert changed_ranks(size, nothing, *arguments, "--out", whole) == [0] * size
+    assert changed_ranks(size, unchanged, *arguments, "--out", whole) == [0] * size
 
     assert changed_ranks(size, partial(pausing, step=5, control=RunDir(broken).attempt(1).control), *arguments,
                          "--out", broken) == [0] * size
@@ -75,13 +71,11 @@ def test_ranks_that_break_in_mid_window(tmp_path: Path, size: int) -> None:
 
     codes = changed_ranks(size, partial(dying, step=9, rank=size - 1), "pretrain", "--out", broken, "--resume", "auto")
     assert codes[-1] == -signal.SIGKILL
-    assert changed_ranks(size, nothing, "pretrain", "--out", broken, "--resume", "auto") == [0] * size
+    assert changed_ranks(size, unchanged, "pretrain", "--out", broken, "--resume", "auto") == [0] * size
     assert [events(broken, n)[0]["data"]["resumed_from_step"] for n in (2, 3)] == [5, 7]
     per_epoch = json.loads((whole / "resolved.json").read_text())["steps_per_epoch"]
     assert 5 % per_epoch and 7 % per_epoch  # both in the middle of an epoch
-    for kind in ("metrics", "eval"):
-        assert curve(whole, kind) == curve(broken, kind)
-    assert len(curve(whole)) == 11 and weights(whole) == weights(broken)
+    assert_same_run(whole, broken, 11)
 
 
 def noting_rows(patch: pytest.MonkeyPatch, note: Path, pause_at: int | None, control: Path) -> None:

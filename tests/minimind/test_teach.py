@@ -1,4 +1,4 @@
-"""A teacher's answers become a dataset: a small real server that speaks OpenAI's shape, interruptions, a checkpoint."""
+"""A teacher's answers become a dataset: whole runs, interruptions, questions, a checkpoint of ours."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -20,83 +17,15 @@ from minimind.data import starter
 from minimind.data.layouts import iter_rows
 from minimind.errors import DataError
 from minimind.teach.__main__ import _Line, main, make_teacher, parser
-from minimind.teach.address import check_ip, parse_address
-from minimind.teach.endpoint import Endpoint
 from minimind.teach.journal import Journal
 from minimind.teach.local import LocalTeacher
-from minimind.teach.loop import JOIN_S, Progress, answer_all, count_questions, said_of_left_out
+from minimind.teach.loop import JOIN_S, Progress, answer_all, count_questions
 from minimind.teach.questions import Question, read_questions
-from minimind.teach.teachers import Answer, TeacherError
+from minimind.teach.teachers import Answer
+from tests.checkpoint_rig import make_checkpoint
+from tests.teacher_rig import KEY, completion, echo, write_questions
 
 ROOT = Path(__file__).resolve().parents[2]
-KEY = "sk-a-secret-of-this-test"
-
-
-class Server(ThreadingHTTPServer):
-    """``reply(body, count)`` gives ``(status, headers, body)`` for the ``count``-th request; what came is kept."""
-
-    daemon_threads = True
-
-    def __init__(self, reply: Callable[[dict, int], tuple]):
-        self.reply, self.bodies, self.headers, self.lock = reply, [], [], threading.Lock()
-        super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-    def handle_error(self, *_: object) -> None:
-        """A client that went away is part of these tests."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        self._send(200, {}, {"data": [{"id": "small"}, {"id": "large"}]} if self.path == "/v1/models" else {})
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.bodies.append(body)
-            self.server.headers.append(dict(self.headers))
-            count = len(self.server.bodies)
-        self._send(*self.server.reply(body, count))
-
-    def _send(self, status: int, headers: dict, body: dict | bytes) -> None:
-        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(raw)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def log_message(self, *_: object) -> None:
-        """The tests say what matters."""
-
-
-def completion(content: str | None, reason: str = "stop", **message: object) -> tuple:
-    return 200, {}, {"choices": [{"message": {"role": "assistant", "content": content, **message},
-                                  "finish_reason": reason}]}
-
-
-def echo(body: dict, count: int) -> tuple:
-    return completion(f"You asked: {body['messages'][-1]['content']}")
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Server]]:
-    running = []
-
-    def start(reply: Callable[[dict, int], tuple] = echo) -> Server:
-        running.append(Server(reply))
-        return running[-1]
-
-    yield start
-    for server in running:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture(autouse=True)
@@ -105,28 +34,14 @@ def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def ask_file(path: Path, count: int = 6) -> Path:
-    path.write_text("".join(json.dumps({"question": f"What is {n}?"}) + "\n" for n in range(1, count + 1)))
-    return path
-
-
 def run(tmp_path: Path, url: str, *more: str, questions: Path | None = None, out: str = "out.jsonl") -> int:
-    questions = questions or ask_file(tmp_path / "questions.jsonl")
+    questions = questions or write_questions(tmp_path / "questions.jsonl")
     return main(["--questions", str(questions), "--out", str(tmp_path / out), "--endpoint", url, "--model", "small",
                  *more])
 
 
 def rows(path: Path) -> list[list[dict]]:
     return [row["conversations"] for _, row in iter_rows(path, "conversations")]
-
-
-def endpoint(server: Server | str, **options: object) -> Endpoint:
-    options = {"first_wait_s": 0.02, "patience_s": 1.0, "timeout_s": 5.0, **options}
-    return Endpoint(server if isinstance(server, str) else server.url, "small", KEY, **options)
-
-
-def ask(teacher: Endpoint, text: str = "hi") -> Answer:
-    return teacher.ask([{"role": "user", "content": text}], 1, lambda: False)
 
 
 # -- a whole run --------------------------------------------------------------------------------------------------
@@ -196,7 +111,7 @@ def test_a_teacher_that_answers_nothing_makes_no_file(tmp_path, serve, capsys):
 
 def test_a_teacher_that_refuses_everything_is_not_asked_everything(tmp_path, serve, capsys):
     server = serve(lambda body, count: (400, {}, {"error": {"message": "temperature is not for this model"}}))
-    assert run(tmp_path, server.url, "--concurrency", "1", questions=ask_file(tmp_path / "q.jsonl", 50)) == 2
+    assert run(tmp_path, server.url, "--concurrency", "1", questions=write_questions(tmp_path / "q.jsonl", 50)) == 2
     assert "temperature is not for this model" in capsys.readouterr().err and len(server.bodies) < 8
 
 
@@ -210,7 +125,7 @@ class Stop(Exception):
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_an_interrupted_run_goes_on_to_the_same_file(tmp_path, serve, concurrency):
     server = serve()
-    questions = ask_file(tmp_path / "questions.jsonl", 20)
+    questions = write_questions(tmp_path / "questions.jsonl", 20)
     assert run(tmp_path, server.url, out="whole.jsonl", questions=questions) == 0
     asked = parser().parse_args(["--questions", str(questions), "--out", str(tmp_path / "out.jsonl"), "--endpoint",
                                  server.url, "--model", "small"])
@@ -234,7 +149,7 @@ def test_an_interrupted_run_goes_on_to_the_same_file(tmp_path, serve, concurrenc
 
 def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(tmp_path, serve):
     server = serve(lambda body, count: time.sleep(0.05 if count < 5 else 30) or echo(body, count))
-    command = [sys.executable, "-m", "minimind.teach", "--questions", str(ask_file(tmp_path / "q.jsonl", 20)),
+    command = [sys.executable, "-m", "minimind.teach", "--questions", str(write_questions(tmp_path / "q.jsonl", 20)),
                "--out", str(tmp_path / "out.jsonl"), "--endpoint", server.url, "--model", "small", "--concurrency", "2"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True,
                                env={**os.environ, "MINIMIND_TEACHER_KEY": KEY})
@@ -252,7 +167,7 @@ def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(tmp_path, serve):
 
 def test_a_journal_of_other_options_or_questions_is_refused(tmp_path, serve, capsys):
     server = serve()
-    questions = ask_file(tmp_path / "q.jsonl", 3)
+    questions = write_questions(tmp_path / "q.jsonl", 3)
     with Journal(tmp_path / "out.jsonl.part", {
             "endpoint": server.url, "model": "small", "system": "", "temperature": None, "max_tokens": 1024,
             "seed": None}) as journal:
@@ -264,7 +179,7 @@ def test_a_journal_of_other_options_or_questions_is_refused(tmp_path, serve, cap
     questions.write_text(questions.read_text().replace("What is 1?", "Who is 1?"))
     assert run(tmp_path, server.url, questions=questions) == 2
     assert "Question 1 is another one than when" in capsys.readouterr().err
-    ask_file(questions, 3)
+    write_questions(questions, 3)
     assert run(tmp_path, server.url, questions=questions) == 0
     assert [m[-1]["content"] for m in rows(tmp_path / "out.jsonl")][:2] == ["one", "You asked: What is 2?"]
 
@@ -276,137 +191,6 @@ def test_a_damaged_journal_is_named_by_line(tmp_path):
     (tmp_path / "part").write_bytes(content[0] + b"{broken\n" + content[1])
     with pytest.raises(DataError, match="part line 2 is damaged"):
         Journal(tmp_path / "part", {})
-
-
-# -- a server that has its moods ----------------------------------------------------------------------------------
-
-
-def test_429_is_waited_for_as_the_server_asks(serve):
-    server = serve(lambda body, count: (429, {"Retry-After": "0.4"}, {}) if count == 1 else echo(body, count))
-    began = time.monotonic()
-    assert ask(endpoint(server)).content == "You asked: hi"
-    assert time.monotonic() - began >= 0.4 and len(server.bodies) == 2
-
-
-def test_a_longer_wait_than_our_patience_is_said_at_once(serve):
-    server = serve(lambda body, count: (429, {"Retry-After": "3600"}, {"error": {"message": "quota"}}))
-    with pytest.raises(TeacherError, match='status 429: "quota" .*it asks to wait 3600 s'):
-        ask(endpoint(server))
-    assert len(server.bodies) == 1
-
-
-def test_a_server_that_fails_is_tried_again_and_given_up(serve):
-    server = serve(lambda body, count: (503, {}, b"<html>busy</html>"))
-    with pytest.raises(TeacherError, match="status 503.*try [0-9]+"):
-        ask(endpoint(server, patience_s=0.3))
-    assert 3 <= len(server.bodies) <= 10
-
-
-def test_one_question_that_fails_alone_is_left_out(tmp_path, serve):
-    server = serve(lambda body, count: (500, {}, {}) if body["messages"][-1]["content"] == "What is 2?"
-                   else time.sleep(0.02) or echo(body, count))
-    questions = ask_file(tmp_path / "q.jsonl", 20)
-    with Journal(tmp_path / "part", {}) as journal:
-        answer_all(questions, endpoint(server, patience_s=0.3), journal, total=20, concurrency=2)
-        assert (journal.answered, journal.left_out) == (19, {"failed": 1})
-        assert said_of_left_out(journal) == "1 question was left out: 1 failed again and again."
-
-
-def test_a_slow_server_is_asked_again(serve):
-    server = serve(lambda body, count: time.sleep(1.0 if count == 1 else 0) or echo(body, count))
-    assert ask(endpoint(server, timeout_s=0.2)).content == "You asked: hi" and len(server.bodies) == 2
-    drips = serve(lambda body, count: (200, {"Content-Length": "100"}, b"{"))
-    with pytest.raises(TeacherError, match="has not answered within 0.2 s|broke"):
-        ask(endpoint(drips, timeout_s=0.2, patience_s=0.4))
-
-
-def test_an_answer_that_is_too_large_is_not_read(serve, monkeypatch):
-    monkeypatch.setattr("minimind.teach.endpoint.MAX_ANSWER_BYTES", 1 << 20)
-    with pytest.raises(TeacherError, match="larger than 1 MiB"):
-        ask(endpoint(serve(lambda body, count: (200, {}, b"x" * (2 << 20))), patience_s=0.1))
-
-
-@pytest.mark.parametrize(("reply", "words"), [
-    ((401, {}, {"error": {"message": f"wrong key {KEY}"}}), "refuses the key .status 401.: \"wrong key …\""),
-    ((404, {}, {"error": {"message": "no such model"}}), "knows no model small.*It serves small, large"),
-    ((307, {"Location": "http://169.254.169.254/v1"}, b""), "sends on to http://169.254.169.254/v1"),
-    ((405, {}, b"<html>"), "refuses the request .status 405."),
-    ((200, {}, b"<html>Welcome to nginx"), 'not a chat completion of OpenAI\'s shape: "<html>Welcome'),
-    ((200, {}, {"choices": []}), "not a chat completion"),
-    ((200, {}, {"choices": [{"message": {"content": 3}}]}), "not a chat completion"),
-    ((200, {}, b"[" * 200_000), "not a chat completion"),
-])
-def test_what_will_not_pass_is_one_sentence_at_once(serve, reply, words):
-    server = serve(lambda body, count: reply)
-    with pytest.raises(TeacherError, match=words) as caught:
-        ask(endpoint(server, patience_s=30))
-    assert KEY not in str(caught.value) and len(server.bodies) == 1
-
-
-def test_nobody_there(serve):
-    server = serve()
-    url = server.url
-    server.shutdown()
-    server.server_close()
-    with pytest.raises(TeacherError, match="Nobody answers at http://127.0.0.1.*refused"):
-        ask(endpoint(url, patience_s=30))
-    began = time.monotonic()  # one that has answered before is waited for
-    with pytest.raises(TeacherError, match="try"):
-        ask(endpoint(url, patience_s=0.3, has_answered=True))
-    assert time.monotonic() - began > 0.1
-
-
-def test_newer_models_count_their_tokens_under_another_name(serve):
-    def reply(body: dict, count: int) -> tuple:
-        if "max_tokens" in body:
-            return 400, {}, {"error": {"message": "Use 'max_completion_tokens' instead of max_tokens."}}
-        return echo(body, count)
-
-    server = serve(reply)
-    teacher = endpoint(server, max_tokens=9)
-    assert ask(teacher).content and ask(teacher).content
-    assert [b.get("max_completion_tokens") for b in server.bodies] == [None, 9, 9]
-
-
-# -- addresses ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("typed", "url"), [
-    ("http://127.0.0.1:11434", "http://127.0.0.1:11434/v1"), ("https://api.example.com/v1/", "https://api.example.com/v1"),
-    (" https://a.example:443/x/v2/chat/completions ", "https://a.example/x/v2"), ("http://[::1]:80/v1", "http://[::1]/v1"),
-])
-def test_addresses_as_people_type_them(typed, url):
-    assert parse_address(typed).url == url
-
-
-@pytest.mark.parametrize("typed", [
-    "", "localhost:8000", "file:///etc/passwd", "ftp://a.example", "gopher://a", "http://", "http://u:p@a.example/v1",
-    "http://a.example/v1?x=1", "http://a.example/#x", "http://a.example:99999/v1", "http://a b/v1", "http://a\n.example",
-    "http://169.254.169.254/v1", "http://[fe80::1%25eth0]/v1", "http://[::ffff:169.254.169.254]/", "http://0.0.0.0/v1",
-    "http://100.100.100.200/", "http://[fd00:ec2::254]/", "http://224.0.0.1/", "http://[64:ff9b::a9fe:a9fe]/",
-    "http://[2002:a9fe:a9fe::]/", "http://a.example/" + "x" * 3000, "http://0xA9FEA9FE/v1", "http://2852039166/v1",
-    "http://169.254.43518/", "http://0251.0376.0251.0376/", "http://0/v1", "http://a..example/v1",
-    f"http://{'a' * 64}.example/v1",
-])
-def test_addresses_that_are_refused(typed):
-    with pytest.raises(TeacherError) as caught:
-        parse_address(typed)
-    assert caught.value.field == "endpoint" and caught.value.hint
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "192.168.1.7", "10.0.0.1", "fd12::1", "8.8.8.8"])
-def test_ones_own_machines_are_allowed(address):
-    check_ip(address)
-
-
-def test_a_name_is_looked_at_where_it_leads_to(monkeypatch):
-    import socket
-
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: [
-        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 80)),
-        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("169.254.169.254", 80))])
-    with pytest.raises(TeacherError, match="leads to 169.254.169.254, where no teacher may be"):
-        ask(endpoint("http://rebinding.example/v1"))
 
 
 # -- questions ----------------------------------------------------------------------------------------------------
@@ -459,30 +243,7 @@ def test_the_command_line_knows_no_key():
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that has learnt nothing: it says noise, the same noise for the same seed."""
-    import torch
-
-    from minimind.checkpoint import WEIGHTS_FILE, save_weights
-    from minimind.manifest import Manifest
-    from minimind.model import MiniMindForCausalLM
-    from minimind.presets import ModelConfig
-    from minimind.tokenizer import Tokenizer
-
-    path = tmp_path_factory.mktemp("teacher")
-    tokenizer = Tokenizer.train(["The lamp in the harbour is green."] * 20, 420)
-    config = ModelConfig(vocab_size=tokenizer.vocab_size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, head_dim=8, intermediate_size=64, max_position_embeddings=512)
-    torch.manual_seed(1)
-    model = MiniMindForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(12)  # sharp: different questions get different answers
-    tokenizer.save(path)
-    save_weights(model.state_dict(), path / WEIGHTS_FILE)
-    Manifest(stage="sft", step=1, tokens=1, attempt=1, world_size=1, loss=None, eval_loss=None,
-             model=config.as_dict(), config_fingerprint="", data_fingerprint="",
-             tokenizer_fingerprint=tokenizer.fingerprint, lineage={}, versions={}, created_at=1e9).seal(path)
-    return path
+    return make_checkpoint(tmp_path_factory.mktemp("teacher") / "model", seed=1, positions=512)
 
 
 @pytest.fixture
@@ -502,7 +263,7 @@ def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("temperature", ["0", "1.5"])
 def test_a_checkpoint_gives_the_same_answers_after_an_interruption(tmp_path, checkpoint, short_answers, monkeypatch,
                                                                    capsys, temperature):
-    questions = ask_file(tmp_path / "q.jsonl", 12)
+    questions = write_questions(tmp_path / "q.jsonl", 12)
     command = ["--questions", str(questions), "--checkpoint", str(checkpoint), "--temperature", temperature,
                "--max_tokens", "40", "--seed", "3"]
     assert main([*command, "--out", str(tmp_path / "whole.jsonl")]) == 0
@@ -547,6 +308,6 @@ def test_a_checkpoint_stops_within_an_answer(tmp_path, checkpoint, monkeypatch):
             raise Stop
 
         with pytest.raises(Stop):
-            answer_all(ask_file(tmp_path / "q.jsonl"), teacher, journal, total=6, say=stop)
+            answer_all(write_questions(tmp_path / "q.jsonl"), teacher, journal, total=6, say=stop)
         assert time.monotonic() - began < JOIN_S and len(journal) == 0
         assert teacher.ask([{"role": "user", "content": "x " * 600}], 1, lambda: False).left_out == "too_long"

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import train
+from minimind.control import write_control
 from minimind.data.sampler import Window
 from minimind.events import EventWriter, read_events
 from minimind.metrics import TIMING_KEYS
@@ -90,6 +91,15 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None])
 
     wanted = step
     monkeypatch.setattr(EventWriter, "write", watched)
+
+
+def unchanged(patch: pytest.MonkeyPatch) -> None:
+    """Ranks as they are (for ``changed_ranks``)."""
+
+
+def paused_after(patch: pytest.MonkeyPatch, step: int, control: Path) -> None:
+    """A pause is asked for when the metrics of ``step`` are written."""
+    at_step(patch, step, lambda: write_control(control, "pause"))
 
 
 def _torchrun_variables(size: int) -> list[dict[str, str]]:
@@ -192,6 +202,13 @@ def curve(run_dir: Path, type: str = "metrics") -> dict[int, tuple]:
         for event in events(run_dir, attempt.number, type):
             points[event["step"]] = tuple((k, v) for k, v in sorted(event["data"].items()) if k not in TIMING_KEYS)
     return dict(sorted(points.items()))
+
+
+def assert_same_run(whole: Path, broken: Path, steps: int) -> None:
+    """The same numbers at every step, and the same weights byte for byte."""
+    for kind in ("metrics", "eval"):
+        assert curve(whole, kind) == curve(broken, kind)
+    assert len(curve(whole)) == steps and weights(whole) == weights(broken)
 
 
 def weights(run_dir: Path) -> bytes:

@@ -17,8 +17,8 @@ from minimind.checkpoint import load_model
 from minimind.formats.adapters import read_adapter
 from minimind.formats.source import load_weights_from
 from minimind.model import MiniMindForCausalLM
+from tests.checkpoint_rig import make_adapter, make_checkpoint
 from tests.database_rig import HOST, add_host, add_run
-from tests.inference_rig import make_adapter, make_checkpoint
 from worker import jobs
 
 SQUARE = ("q_proj", "o_proj")  # what upstream has adapters beside

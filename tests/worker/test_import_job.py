@@ -23,8 +23,8 @@ from minimind.formats.pth import save_pth
 from minimind.formats.source import load_weights_from
 from minimind.manifest import Manifest
 from minimind.tokenizer import Tokenizer
+from tests.checkpoint_rig import make_adapter, make_checkpoint
 from tests.database_rig import HOST, add_host, add_run
-from tests.inference_rig import make_adapter, make_checkpoint
 from worker import jobs
 
 IDS = torch.randint(0, 200, (1, 24), generator=torch.Generator().manual_seed(1))

@@ -15,15 +15,8 @@ import pytest
 from app.chat.service import InferenceClient, InferenceError
 from app.core import inference as protocol
 from app.core.inference import GenerationRequest, Keys, Reply, Sampling
-from tests.inference_rig import (
-    Broker,
-    InferenceServer,
-    make_adapter,
-    make_checkpoint,
-    running_broker,
-    running_inference,
-    wait_for,
-)
+from tests.checkpoint_rig import make_adapter, make_checkpoint
+from tests.inference_rig import Broker, InferenceServer, running_broker, running_inference, wait_for
 
 KEYS = Keys()
 HELLO = [{"role": "user", "content": "Where is the lamp?"}]

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,62 +17,24 @@ from app.core.models import Dataset, Job
 from app.core.settings import get_settings
 from minimind.data.layouts import iter_rows
 from tests.database_rig import HOST, add_host
+from tests.teacher_rig import KEY, Server, asked, completion, write_questions
 from tests.worker.runner_rig import wait_until
 from worker import jobs, teacher_job
 from worker.reconciler import Reconciler, _lose_job, start_job
 
-KEY = "sk-a-secret-of-this-test"
-
-
-class Server(ThreadingHTTPServer):
-    """Answers in OpenAI's shape what ``reply(question)`` gives: text, or a status."""
-
-    daemon_threads = True
-
-    def __init__(self, reply: Callable[[str], str | int]):
-        self.reply, self.asked, self.keys = reply, [], set()
-        super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    @property
-    def origin(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def handle_error(self, *_: object) -> None:
-        """A client that was killed is part of these tests."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        question = body["messages"][-1]["content"]
-        self.server.asked.append(question)
-        self.server.keys.add(self.headers["Authorization"])
-        said = self.server.reply(question)
-        raw = json.dumps({"choices": [{"message": {"content": said}, "finish_reason": "stop"}]}).encode()
-        self.send_response(said if isinstance(said, int) else 200)
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def log_message(self, *_: object) -> None:
-        """The tests say what matters."""
-
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Server]]:
-    running = []
+    """``serve(reply)``: a running teacher; ``reply(question)`` is a text, or the status of a refusal."""
+    with ExitStack() as running:
+        def start(reply: Callable[[str], str | int] = lambda question: f"You asked: {question}") -> Server:
+            def answer(body: dict, count: int) -> tuple:
+                said = reply(asked(body))
+                return (said, {}, {}) if isinstance(said, int) else completion(said)
 
-    def start(reply: Callable[[str], str | int] = lambda question: f"You asked: {question}") -> Server:
-        running.append(Server(reply))
-        return running[-1]
+            return running.enter_context(Server(answer))
 
-    yield start
-    for server in running:
-        server.shutdown()
-        server.server_close()
+        yield start
 
 
 @pytest.fixture(autouse=True)
@@ -83,10 +45,9 @@ def host(database, monkeypatch):
 
 def enqueue(server: Server | None, *, count: int = 6, **more: object) -> str:
     """A dataset of questions, and the job that has them answered into the dataset ``made``."""
-    questions = get_settings().data_dir / "questions.jsonl"
-    questions.write_text("".join(json.dumps({"question": f"What is {n}?"}) + "\n" for n in range(1, count + 1)))
+    questions = write_questions(get_settings().data_dir / "questions.jsonl", count)
     payload = {"dataset_id": "made", "questions_dataset_id": "asked", "starter": None, "checkpoint_id": None,
-               "endpoint": server and {"url": f"{server.origin}/v1", "model": "small"}, "system": "",
+               "endpoint": server and {"url": server.url, "model": "small"}, "system": "",
                "keep_system": False, "temperature": None, "max_tokens": 64, "limit": None, "seed": None,
                "concurrency": 2, "aside": str(get_settings().datasets_dir / ".made.importing"), **more}
     with db.transaction() as session:
@@ -190,14 +151,14 @@ def test_a_killed_job_goes_on_behind_its_answers(serve):
     server = serve(lambda question: time.sleep(0.05) or f"You asked: {question}")
     job_id = enqueue(server, count=40)
     kill_process(*claim(), lambda: count_in(journal(1)) >= 10)
-    known, before = count_in(journal(1)), len(server.asked)
+    known, before = count_in(journal(1)), len(server.bodies)
     reconciler = Reconciler(HOST)
     look(reconciler, job_id)
     assert row(Job, job_id).state == "queued" and count_in(journal(1)) == known, "nothing is thrown away"
     with open(journal(1), "ab") as file:
         file.write(b'{"n": 3')
     assert jobs.execute(*claim()) == "completed"
-    assert len(server.asked) - before == 40 - known
+    assert len(server.bodies) - before == 40 - known
     assert answers() == [f"You asked: What is {n}?" for n in range(1, 41)]
     assert left_on_disk() == ["made", "made/data.jsonl"]
 
@@ -211,7 +172,7 @@ def test_one_that_was_killed_behind_its_last_word_begins_nothing_anew(serve, mon
             jobs.execute(*claim())
     assert "made/data.jsonl" in left_on_disk()
     look(Reconciler(HOST), job_id)
-    assert jobs.execute(*claim()) == "completed" and len(server.asked) == 6
+    assert jobs.execute(*claim()) == "completed" and len(server.bodies) == 6
     assert left_on_disk() == ["made", "made/data.jsonl"] and row(Dataset, "made").rows == 6
 
 
@@ -223,7 +184,7 @@ def test_a_shutdown_costs_no_try_and_no_answer(serve, monkeypatch):
         with db.transaction() as session:
             _lose_job(session, session.get(Job, job_id), on_purpose=True)
     assert jobs.execute(*claim()) == "completed" and row(Dataset, "made").rows == 20
-    assert row(Job, job_id).attempt == 4 and len(server.asked) < 20 + 4 * 3  # an answer or two was on its way
+    assert row(Job, job_id).attempt == 4 and len(server.bodies) < 20 + 4 * 3  # an answer or two was on its way
 
 
 def test_killed_twice_it_fails_and_leaves_nothing(serve, monkeypatch):
@@ -315,7 +276,7 @@ def test_a_checkpoint_teaches(serve, tmp_path, monkeypatch):
     """The model is loaded by the job itself."""
     from app.core.models import Checkpoint, Run
     from minimind.engine import Engine
-    from tests.inference_rig import make_checkpoint
+    from tests.checkpoint_rig import make_checkpoint
 
     place = make_checkpoint(tmp_path / "teacher", seed=1)
     init = Engine.__init__

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from minimind.archives import DAMAGED, UNREADABLE_ZIP, is_damage
 from minimind.errors import DataError
 
 #: of the data itself; each may also stand inside a .gz or a .zip
@@ -66,8 +67,8 @@ class Stream:
             if self._is_partial:
                 return b""
             raise DataError(f"{self._name} ends in the middle.", hint="Was it copied whole? Pack it again.") from None
-        except (OSError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-            if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+        except (OSError, *DAMAGED) as error:
+            if isinstance(error, OSError) and not is_damage(error):
                 raise
             raise DataError(f"{self._name} cannot be unpacked: {error}.", hint="Pack it again, with deflate.") from None
         self.unpacked += len(block)
@@ -113,7 +114,7 @@ def _of_zip(path: Path, shown: str, stack: ExitStack, is_partial: bool) -> list[
     try:
         archive = stack.enter_context(zipfile.ZipFile(path))
         entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+    except UNREADABLE_ZIP as error:
         if is_partial:
             raise DataError(f"{shown} cannot be looked into from its beginning.",
                             hint="The list of its files stands at its end: send the whole file.") from None
@@ -161,7 +162,9 @@ def _refuse(entry: zipfile.ZipInfo, shown: str) -> None:
 def _open_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str, is_gzip: bool) -> Stream:
     try:
         stream = archive.open(entry)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except (OSError, *UNREADABLE_ZIP) as error:
+        if isinstance(error, OSError) and not is_damage(error):
+            raise
         raise DataError(f"{name} cannot be unpacked: {error}.", hint="Pack it again, with deflate.") from None
     counter = _Counter(stream)
 
