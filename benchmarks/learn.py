@@ -146,9 +146,9 @@ class Bench:
     def pretrained(self) -> Path:
         return self.train("pretrain", "pretrain", "--max_steps", str(self.sizes.pretrain), "--eval_interval", "0")
 
-    def tuned(self) -> Path:
+    def tuned(self, steps: int | None = None) -> Path:
         """The fine-tuned model: a run of its own for each number of steps, as the learning rate depends on it."""
-        steps = self.sizes.sft[-1]
+        steps = steps or self.sizes.sft[-1]
         return self.train("sft", f"sft-{steps}", "--from_weight", str(self.pretrained()), "--max_steps", str(steps),
                           "--eval_interval", "0")
 
@@ -156,9 +156,7 @@ class Bench:
         questions = starter.questions(**self.world, count=None)
         curve = {0: self.answers(self.checkpoint(self.pretrained()), questions)}
         for steps in self.sizes.sft:
-            run = self.train("sft", f"sft-{steps}", "--from_weight", str(self.pretrained()), "--max_steps", str(steps),
-                             "--eval_interval", "0")
-            curve[steps] = self.answers(self.checkpoint(run), questions)
+            curve[steps] = self.answers(self.checkpoint(self.tuned(steps)), questions)
         self.found["sft"] = {"questions": len(questions), "right": curve}
         print("sft: " + ", ".join(f"{share:.0%} after {steps}" for steps, share in curve.items()))
         self.goal(f"{curve[self.sizes.sft[-1]]:.0%} of {len(questions)} held-out questions right (> 80 %)",

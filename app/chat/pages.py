@@ -13,7 +13,7 @@ from sqlalchemy import select
 from app.auth.deps import User
 from app.chat import conversations
 from app.chat.schemas import ConversationItem, ConversationOut
-from app.checkpoints import adapters
+from app.checkpoints import adapters, queries
 from app.core.db import Session, reading
 from app.core.models import Checkpoint, Run
 from app.core.rest import Paging, find
@@ -25,8 +25,6 @@ router = APIRouter(include_in_schema=False)
 #: checkpoints to choose from, the newest: more would be no choice but a search
 CHECKPOINTS_OFFERED = 500
 CONVERSATIONS_LISTED = 50
-#: stages after which a model goes on with any text, but has never seen a question answered
-CONTINUES_TEXT = ("pretrain",)
 
 
 class Choice(BaseModel):
@@ -136,5 +134,5 @@ def adapters_for(listed: list[Choice], model: Choice | None) -> list[Choice]:
 def _choice(row: Checkpoint, run_name: str, base_id: str | None, is_asked_what_fits: bool) -> Choice:
     facts = adapters.facts_of(row) if is_asked_what_fits else None
     return Choice(id=row.id, run_id=row.run_id, run_name=run_name, stage=row.stage, step=row.step,
-                  eval_loss=finite(row.eval_loss), continues_text=row.stage in CONTINUES_TEXT,
+                  eval_loss=finite(row.eval_loss), continues_text=row.stage in queries.CONTINUES_TEXT,
                   is_adapter=row.stage == adapters.STAGE, fits=facts and facts.key, base_checkpoint_id=base_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from app.core.models import Checkpoint
@@ -17,9 +18,6 @@ STAGE = "lora"
 SHAPE = {"num_hidden_layers": "layers", "hidden_size": "channels", "num_attention_heads": "query heads",
          "num_key_value_heads": "key heads", "head_dim": "channels a head", "intermediate_size": "channels in the MLP",
          "num_experts": "experts"}
-_MAX_KNOWN = 5000
-#: by id; a checkpoint never changes
-_known: dict[str, Facts] = {}
 
 
 @dataclass(frozen=True)
@@ -38,18 +36,17 @@ class Facts:
 
 def facts_of(row: Checkpoint) -> Facts | None:
     """None where its files cannot be read by this process: they may lie on another machine."""
-    found = _known.get(row.id)
-    if found is None:
-        try:
-            manifest = Manifest.read(Path(row.path))
-            found = Facts(tuple(int(manifest.model[name]) for name in SHAPE), manifest.tokenizer_fingerprint,
-                          manifest.adapter is not None)
-        except (CheckpointError, KeyError, TypeError, ValueError):
-            return None
-        while len(_known) >= _MAX_KNOWN:
-            _known.pop(next(iter(_known)))
-        _known[row.id] = found
-    return found
+    try:
+        return _read(row.path)
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        return None
+
+
+@lru_cache(maxsize=5000)  # a checkpoint never changes; one that cannot be read is tried again
+def _read(path: str) -> Facts:
+    manifest = Manifest.read(Path(path))
+    return Facts(tuple(int(manifest.model[name]) for name in SHAPE), manifest.tokenizer_fingerprint,
+                 manifest.adapter is not None)
 
 
 def misfit(base: Checkpoint, adapter: Checkpoint) -> str | None:

@@ -143,4 +143,3 @@ def remove(session: Session, job: Job) -> None:
     session.delete(job)
     home = get_settings().exports_dir / job.id
     session.after_commit(lambda: shutil.rmtree(home, ignore_errors=True))
-

@@ -8,15 +8,15 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from app.auth.deps import User
 from app.auth.guard import MAX_UPLOAD_BYTES
 from app.checkpoints import imports
 from app.checkpoints.imports import ImportFields
-from app.core.errors import AppError, Invalid, problems_of
+from app.core.errors import AppError
 from app.core.once import KeyHeader, Once, checked_key
+from app.core.rest import validated
 from app.core.settings import get_settings
 from app.core.upload import is_multipart, receive
 from app.jobs.routes import JobOut
@@ -55,7 +55,7 @@ async def import_checkpoint(request: Request, user: User, key: KeyHeader = None)
         return Once(user.user_id, "POST /api/v1/checkpoints/import", key, upload.body_hash).do(202, work)
 
     try:
-        fields = _fields(upload.fields)
+        fields = validated(ImportFields, {name: value for name, value in upload.fields.items() if value})
         return await run_in_threadpool(do)
     except BaseException:
         for directory in taken:
@@ -63,10 +63,3 @@ async def import_checkpoint(request: Request, user: User, key: KeyHeader = None)
         raise
     finally:
         upload.discard()  # what was not moved: it was refused, or had been answered before
-
-
-def _fields(given: dict[str, str]) -> ImportFields:
-    try:
-        return ImportFields.model_validate({name: value for name, value in given.items() if value})
-    except ValidationError as error:
-        raise Invalid.of(problems_of(error)) from None

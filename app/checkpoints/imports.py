@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from app.core.db import Session
-from app.core.errors import Invalid
+from app.core.errors import Invalid, Problems
 from app.core.models import Checkpoint, Job, TokenizerRow, new_id
 from app.core.queue import enqueue_job
 from app.core.rest import Name, find
@@ -34,30 +34,28 @@ class ImportFields(BaseModel):
 
 def check(session: Session, asked: ImportFields, upload: Upload) -> None:
     """Raises ``Invalid`` with what is wrong before anything is read."""
-    problems = []
+    problems = Problems()
     if not upload.files:
-        problems.append({"field": "file", "message": "There is no file.",
-                         "hint": "Send the files as parts named file."})
+        problems.say("file", "There is no file.", "Send the files as parts named file.")
     names = [file.filename for file in upload.files.values()]
     for name in names:
         if not name.lower().endswith(SUFFIXES):
-            problems.append({"field": "file", "message": f"{name} is no file of a model or an adapter.",
-                             "hint": f"Files that are read: {', '.join(SUFFIXES)}."})
+            problems.say("file", f"{name} is no file of a model or an adapter.",
+                         f"Files that are read: {', '.join(SUFFIXES)}.")
     stored = [stored_name(name) for name in names]
     twice = sorted({name for name, place in zip(names, stored, strict=True) if stored.count(place) > 1})
     if twice:
-        problems.append({"field": "file", "message": f"These files take each other's place: {', '.join(twice)}.",
-                         "hint": "Import one model at a time."})
+        problems.say("file", f"These files take each other's place: {', '.join(twice)}.", "Import one model at a time.")
     if asked.base_checkpoint_id:
         base = find(session, Checkpoint, asked.base_checkpoint_id)
         if base is None or base.state != "ready":
-            problems.append({"field": "base_checkpoint_id", "message": "There is no usable checkpoint of this id.",
-                             "hint": "GET /api/v1/checkpoints lists those that are."})
+            problems.say("base_checkpoint_id", "There is no usable checkpoint of this id.",
+                         "GET /api/v1/checkpoints lists those that are.")
     if asked.tokenizer_id:
         tokenizer = find(session, TokenizerRow, asked.tokenizer_id)
         if tokenizer is None or tokenizer.state != "ready":
-            problems.append({"field": "tokenizer_id", "message": "There is no usable tokenizer of this id.",
-                             "hint": "GET /api/v1/tokenizers lists those that are."})
+            problems.say("tokenizer_id", "There is no usable tokenizer of this id.",
+                         "GET /api/v1/tokenizers lists those that are.")
     if problems:
         raise Invalid.of(problems)
 

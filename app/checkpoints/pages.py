@@ -35,7 +35,7 @@ def checkpoints_page(request: Request, user: User, stage: Annotated[str, Query(m
         run = find(session, Run, run_id)
         stages = list(session.scalars(select(Checkpoint.stage).where(Checkpoint.state.in_(queries.SHOWN)).distinct()
                                       .order_by(Checkpoint.stage)))
-        offered = _offered(session) if part != "rows" else {}
+        offered = _offered(session) if part != "rows" and user.may_write else {}
     template = "pages/checkpoints_rows.html" if part == "rows" else "pages/checkpoints.html"
     return page(request, template, checkpoints=checkpoints, next_cursor=following, stage=stage, stages=stages,
                 run_id=run_id, run_name=run.name if run else None, cursor=cursor, **offered)

@@ -15,6 +15,8 @@ from app.core.rest import Paging, newest_first
 _RUN_NAME = joinedload(Checkpoint.run, innerjoin=True).load_only(Run.name)
 #: deleted ones are nobody's business; damaged ones are shown, and say so
 SHOWN = ("ready", "corrupt")
+#: stages after which a model goes on with any text, but has never seen a question answered
+CONTINUES_TEXT = ("pretrain",)
 
 
 def of_run(session: Session, run_id: str) -> list[Checkpoint]:

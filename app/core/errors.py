@@ -93,6 +93,13 @@ class Invalid(_Coded):
                    hint=problems[0].get("hint") if len(problems) == 1 else None, problems=problems)
 
 
+class Problems(list[dict]):
+    """What is wrong so far: material for ``Invalid.of``."""
+
+    def say(self, field: str | None, message: str, hint: str | None = None) -> None:
+        self.append({"field": field, "message": message, "hint": hint})
+
+
 class TooMany(_Coded):
     status_of_class, code_of_class = 429, "TOO_MANY"
 

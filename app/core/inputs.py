@@ -90,9 +90,8 @@ def _dataset(session: Session, run: Run) -> dict | None:
 def _base(session: Session, run: Run) -> dict | None:
     """A run that goes on from a checkpoint of its own reads its base no more: the weights are in it, a lora run keeps
     them beside it, and a dpo run keeps what the base thought."""
-    if run.base_checkpoint_id is None or _has_saved(session, run):
-        return None
-    return _checkpoint(session, "base_checkpoint_id", "base checkpoint", run.base_checkpoint_id)
+    wrong = _checkpoint(session, "base_checkpoint_id", "base checkpoint", run.base_checkpoint_id)
+    return None if wrong is not None and _has_saved(session, run) else wrong
 
 
 def _has_saved(session: Session, run: Run) -> bool:

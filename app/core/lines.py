@@ -14,6 +14,7 @@ has kept them all; else it is paused, and ``resume`` trains that stage once more
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -85,22 +86,21 @@ def last_checkpoint(session: Session, run_id: str) -> Checkpoint | None:
                           .order_by(Checkpoint.step.desc(), Checkpoint.attempt.desc()).limit(1))
 
 
-def starts_from(stages: list[dict], position: int) -> int:
+def starts_from(position: int, from_stage: int | None) -> int:
     """Position of the stage that stage ``position`` starts from; -1 where it starts from nothing."""
-    given = stages[position].get("from_stage")
-    return position - 1 if given is None else given
+    return position - 1 if from_stage is None else from_stage
 
 
-def tokenizer_stage(stages: list[dict], position: int) -> int | None:
+def tokenizer_stage(stages: Sequence[str], position: int) -> int | None:
     """Position of the last ``tokenizer`` stage before ``position``: its vocabulary is that of new weights."""
-    return next((i for i in reversed(range(position)) if stages[i]["stage"] == "tokenizer"), None)
+    return next((i for i in reversed(range(position)) if stages[i] == "tokenizer"), None)
 
 
 def _create_run(session: Session, pipeline: Pipeline, position: int, again: Run | None = None) -> Run:
     """The run of stage ``position``, on top of ``again`` where that is an earlier try of the same stage. Raises
     ``Conflict`` where what it stands on is gone."""
     stage = pipeline.stages[position]
-    before = again or _run_at(session, pipeline, starts_from(pipeline.stages, position))
+    before = again or _run_at(session, pipeline, starts_from(position, stage.get("from_stage")))
     run = Run(id=new_id(), name=f"{pipeline.name}: {stage.get('title') or stage['stage']}"[:200], stage=stage["stage"],
               notes="", tags=[], config=stage["config"], devices=stage.get("devices") or "auto", nodes=1,
               user_id=pipeline.user_id, dataset_id=stage.get("dataset_id"), pipeline_id=pipeline.id,
@@ -123,7 +123,7 @@ def _stands_on(session: Session, pipeline: Pipeline, position: int, before: Run 
     elif before is not None and before.stage != "tokenizer":
         base = _weights_of(session, before)
     else:
-        made_by = before or _run_at(session, pipeline, tokenizer_stage(stages, position))
+        made_by = before or _run_at(session, pipeline, tokenizer_stage([s["stage"] for s in stages], position))
         # the runner files the tokenizer of such a run under the run's own id
         tokenizer = made_by.id if made_by is not None and session.get(TokenizerRow, made_by.id) else None
     return {"base_checkpoint_id": base, "teacher_checkpoint_id": teacher,
@@ -148,20 +148,39 @@ def _weights_of(session: Session, run: Run) -> str:
     return checkpoint.id
 
 
-def measured(session: Session, run: Run, key: str) -> float | None:
-    """What a gate looks at: the number ``key`` of a run that has ended; None where it was not measured."""
-    if key in OF_CHECKPOINT:
-        return getattr(last_checkpoint(session, run.id), key, None)
-    last = session.scalar(select(Event.data).where(Event.topic == f"run:{run.id}", Event.type == "eval")
-                          .order_by(Event.seq.desc()).limit(1))
-    return (last or {}).get(f"eval_{key}")
+def measured(session: Session, wanted: Mapping[str, Collection[str]]) -> dict[str, dict[str, float | None]]:
+    """What gates look at: of runs that have ended, by id, the numbers that are ``wanted``; None where one was not
+    measured."""
+    losses = {}
+    with_checkpoint = [id for id, keys in wanted.items() if not set(OF_CHECKPOINT).isdisjoint(keys)]
+    columns = (getattr(Checkpoint, key) for key in OF_CHECKPOINT)
+    for row in session.execute(select(Checkpoint.run_id, *columns).where(
+            Checkpoint.run_id.in_(with_checkpoint), Checkpoint.state == "ready")
+            .order_by(Checkpoint.step, Checkpoint.attempt)) if with_checkpoint else ():
+        losses[row.run_id] = row._asdict()  # that of the last one stays
+    found = {}
+    for id, keys in wanted.items():
+        evaluated = _last_evaluation(session, id) if not set(OF_CHECKPOINT).issuperset(keys) else {}
+        found[id] = {key: losses.get(id, {}).get(key) if key in OF_CHECKPOINT else evaluated.get(f"eval_{key}")
+                     for key in keys}
+    return found
 
 
-def measured_by_gates(session: Session, pipeline: Pipeline, runs: list[Run]) -> list[dict[str, float | None]]:
-    """For each stage what its gate saw, by the gate's keys; empty where it has none or has not completed."""
-    ended = {run.pipeline_position: run for run in runs if run.state == "completed"}
-    return [{key: measured(session, ended[position], key) for key in stage.get("gate") or {}} if position in ended
-            else {} for position, stage in enumerate(pipeline.stages)]
+def _last_evaluation(session: Session, run_id: str) -> dict:
+    return session.scalar(select(Event.data).where(Event.topic == f"run:{run_id}", Event.type == "eval")
+                          .order_by(Event.seq.desc()).limit(1)) or {}
+
+
+def measured_by_gates(session: Session, pipelines: Sequence[Pipeline],
+                      runs: Iterable[Run]) -> dict[str, list[dict[str, float | None]]]:
+    """By pipeline, for each of its stages what the gate saw, by the gate's keys; empty where it has none or has not
+    completed. ``runs`` are those of all these pipelines."""
+    gates = {line.id: [stage.get("gate") or {} for stage in line.stages] for line in pipelines}
+    ended = {(run.pipeline_id, run.pipeline_position): run.id for run in runs
+             if run.state == "completed" and run.pipeline_position is not None}
+    saw = measured(session, {id: gates[line][position] for (line, position), id in ended.items()})
+    return {line: [saw[ended[line, at]] if (line, at) in ended else {} for at in range(len(of_line))]
+            for line, of_line in gates.items()}
 
 
 def passes(key: str, limit: float, value: float | None) -> bool:
@@ -171,8 +190,9 @@ def passes(key: str, limit: float, value: float | None) -> bool:
 
 def _gate_problem(session: Session, gate: dict | None, run: Run) -> dict | None:
     """Why the line stops after ``run``, as an error to show; None where it goes on."""
+    saw = measured(session, {run.id: gate or {}})[run.id]
     for key, limit in (gate or {}).items():
-        value = measured(session, run, key)
+        value = saw[key]
         if not passes(key, limit, value):
             return {"class": "GATE",
                     "message": f"The line stopped after {run.stage}: {key} is "

@@ -20,6 +20,7 @@ from app.core.models import Base
 _ID = re.compile(r"[A-Za-z0-9_-]{1,32}")
 Row = TypeVar("Row", bound=Base)
 Item = TypeVar("Item")
+Body = TypeVar("Body", bound=BaseModel)
 MAX_PAGE = 500
 
 
@@ -175,6 +176,14 @@ def _decode(cursor: str) -> tuple[float, str]:
         return created_at, id
     raise Invalid("This cursor was not made by this server.", field="cursor",
                   hint="Use next_cursor of the page before, or leave it out.")
+
+
+def validated(model: type[Body], values: Any) -> Body:
+    """``values`` of a body that a route reads by itself, as the model. Raises ``Invalid`` with every problem."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise Invalid.of(problems_of(error)) from None
 
 
 def inlined_schema(model: type[BaseModel]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from app.core.db import reading
 from app.core.errors import Invalid
 from app.core.rest import RequestBody
 from app.datasets.schemas import PreviewToken
-from app.datasets.tokens import MAX_DIALOGUE_CHARS, chars_of, tokenizer_dir, tokens_of
+from app.datasets.tokens import MAX_DIALOGUE_CHARS, chars_of, loaded, tokenizer_dir, tokens_of
 from minimind.chat_format import ROLES, encode_conversation, render
 from minimind.tokenizer import SMALLEST_VOCABULARY, Tokenizer, clean_unicode
 
@@ -88,7 +88,7 @@ def checked(asked: FormatRequest) -> FormatOut:
             directory = tokenizer_dir(session, asked.tokenizer_id, asked.checkpoint_id)
         except Invalid as error:  # there the fields are called as the preview's query calls them
             raise Invalid(error.message, field=f"{error.field}_id", hint=error.hint) from None
-    tokenizer = Tokenizer.load(directory) if directory else bytes_alone()
+    tokenizer = loaded(directory) if directory else bytes_alone()
     messages = [message.model_dump(exclude_none=True) for message in asked.messages]
     if chars_of(messages) + len(str(asked.tools or "")) > MAX_DIALOGUE_CHARS:
         raise Invalid(f"The conversation is longer than {MAX_DIALOGUE_CHARS:,} characters.", field="messages",

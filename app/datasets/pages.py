@@ -38,7 +38,7 @@ def datasets_page(request: Request, user: User, cursor: Annotated[str | None, Qu
                                        Paging(cursor=cursor, limit=DATASETS_SHOWN))
         datasets = [DatasetOut.of(row) for row in rows]
         progress = _progress_of(session, datasets)
-        may_ask = teacher.choices(session) if part != "rows" else None
+        may_ask = teacher.choices(session) if part != "rows" and user.may_write else None
     template = "pages/dataset_list.html" if part == "rows" else "pages/datasets.html"
     return page(request, template, datasets=datasets, progress=progress, next_cursor=following, cursor=cursor,
                 is_adding=bool(add), teacher=may_ask, parts=starter.PARTS, languages_of_starter=starter.LANGUAGES,

@@ -7,17 +7,16 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
 from app.auth.deps import User
 from app.auth.guard import MAX_UPLOAD_BYTES
 from app.core.db import reading, transaction
-from app.core.errors import AppError, Invalid, problems_of
+from app.core.errors import AppError, Invalid
 from app.core.models import Dataset
 from app.core.once import KeyHeader, Once, checked_key, hash_of
-from app.core.rest import Page, PagingQuery, Read, inlined_schema, newest_first
+from app.core.rest import Page, PagingQuery, Read, inlined_schema, newest_first, validated
 from app.core.settings import get_settings
 from app.core.upload import is_multipart, receive
 from app.datasets import service, teacher, tokens
@@ -31,7 +30,6 @@ from app.datasets.schemas import (
     UploadFields,
 )
 from app.datasets.teacher_schemas import TeacherCreate
-from minimind.tokenizer import Tokenizer
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 MAX_JSON_BYTES = 64 << 10
@@ -77,7 +75,7 @@ async def _receive_file(request: Request, user_id: str, route: str, key: str | N
         return dataset
 
     try:
-        fields = _valid(UploadFields, upload.fields)
+        fields = validated(UploadFields, upload.fields)
         file = upload.files.get("file")
         if file is None:
             raise Invalid("The part file is missing.", field="file", hint="Send the data as the part named file.")
@@ -103,7 +101,7 @@ async def inspect_file(request: Request, user: User) -> Inspection:
     upload = await receive(request, get_settings().uploads_dir, fields={"layout", "mapping", "is_partial"},
                            files={"file"}, max_file_bytes=MAX_INSPECTED_BYTES)
     try:
-        fields = _valid(InspectFields, upload.fields)
+        fields = validated(InspectFields, upload.fields)
         if "file" not in upload.files:
             raise Invalid("The part file is missing.", field="file", hint="Send the data as the part named file.")
         return await run_in_threadpool(service.inspect_upload, fields, upload.files["file"])
@@ -133,14 +131,7 @@ async def _json_body(request: Request) -> tuple[DatasetCreate | TeacherCreate, b
     if isinstance(kind, str) and kind not in ("starter", "teacher"):
         raise Invalid(f"There is no kind of source named {kind[:60]!r}.", field="source.kind",
                       hint="Use starter or teacher, or upload a file.")
-    return _valid(TeacherCreate if kind == "teacher" else DatasetCreate, values), bytes(body)
-
-
-def _valid(model: Any, values: Any) -> Any:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise Invalid.of(problems_of(error)) from None
+    return validated(TeacherCreate if kind == "teacher" else DatasetCreate, values), bytes(body)
 
 
 @router.get("")
@@ -172,7 +163,7 @@ def preview_dataset(id: str, limit: Annotated[int, Query(ge=1, le=100)] = 20,
         raise Invalid(f"At most {tokens.MAX_ROWS} rows are shown as tokens.", field="limit",
                       hint="Ask for fewer rows, or leave the tokenizer out.")
     else:
-        view = tokens.TokenView(Tokenizer.load(directory), dataset.layout)
+        view = tokens.TokenView(tokens.loaded(directory), dataset.layout)
         rows, following = service.preview(dataset, cursor, limit, view.fields)
     return Page(items=rows, next_cursor=following)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from app.core import lines
 from app.core.db import Session
-from app.core.errors import Invalid
+from app.core.errors import Invalid, Problems
 from app.pipelines.schemas import StageAsked
 from app.runs.checks import Checked, check
 from minimind.config import STAGES, DistillConfig, DpoConfig, RunConfig, TrainConfig
@@ -49,8 +49,7 @@ def _follows(stages: list[StageAsked], position: int) -> type[RunConfig] | None:
 
 
 def _starts_from(stages: list[StageAsked], position: int) -> int:
-    given = stages[position].from_stage
-    return position - 1 if given is None else given
+    return lines.starts_from(position, stages[position].from_stage)
 
 
 def _trains_weights(stages: list[StageAsked], position: int) -> bool:
@@ -67,58 +66,51 @@ def _of_line(problem: dict) -> dict:
     return {"field": name, "message": message, "hint": HINT_OF_LINE[name]}
 
 
-def _places(stages: list[StageAsked], position: int) -> list[dict]:
+def _places(stages: list[StageAsked], position: int) -> Problems:
     """What is wrong with the places in the line that a stage names."""
-    asked, problems = stages[position], []
+    asked, problems = stages[position], Problems()
     for name, what in (("from_stage", "starts from"), ("teacher_stage", "is taught by")):
         place = getattr(asked, name)
         if place is not None and place >= position:
-            problems.append({"field": name, "message": f"A stage {what} one that comes before it: {name} is {place}, "
-                                                       f"and this is stage {position}.",
-                             "hint": "Stages are counted from 0."})
+            problems.say(name, f"A stage {what} one that comes before it: {name} is {place}, and this is stage "
+                               f"{position}.", "Stages are counted from 0.")
     if asked.from_stage is not None and asked.stage == "tokenizer":
-        problems.append({"field": "from_stage", "message": "The stage tokenizer starts from nothing.",
-                         "hint": "Leave from_stage out."})
+        problems.say("from_stage", "The stage tokenizer starts from nothing.", "Leave from_stage out.")
     if asked.teacher_stage is not None and asked.stage in STAGES:
         if asked.stage != DistillConfig.stage_name:
-            problems.append({"field": "teacher_stage", "message": f"The stage {asked.stage} has no teacher.",
-                             "hint": "Leave it out; distill has one."})
+            problems.say("teacher_stage", f"The stage {asked.stage} has no teacher.", "Leave it out; distill has one.")
         elif asked.teacher_stage < position and not _trains_weights(stages, asked.teacher_stage):
-            problems.append({"field": "teacher_stage", "message": f"Stage {asked.teacher_stage} trains no weights, so "
-                                                                  "it cannot teach.",
-                             "hint": HINT_OF_LINE["teacher_stage"]})
+            problems.say("teacher_stage", f"Stage {asked.teacher_stage} trains no weights, so it cannot teach.",
+                         HINT_OF_LINE["teacher_stage"])
     return problems
 
 
-def _gate(stage: StageAsked) -> list[dict]:
+def _gate(stage: StageAsked) -> Problems:
     """What a gate asks for must be measured, or the line would always stop there."""
-    problems = []
+    problems = Problems()
     for key, bound in (stage.gate or {}).items():
         if stage.stage == "tokenizer":
-            problems.append({"field": "gate", "message": f"The stage tokenizer does not measure {key}.",
-                             "hint": "Leave the gate out."})
+            problems.say("gate", f"The stage tokenizer does not measure {key}.", "Leave the gate out.")
         elif key == "reward_accuracy" and stage.stage in STAGES and stage.stage != DpoConfig.stage_name:
-            problems.append({"field": f"gate.{key}", "message": f"The stage {stage.stage} does not measure {key}.",
-                             "hint": "dpo does; use eval_loss here."})
+            problems.say(f"gate.{key}", f"The stage {stage.stage} does not measure {key}.",
+                         "dpo does; use eval_loss here.")
         elif key == "reward_accuracy" and not 0 <= bound <= 1:
-            problems.append({"field": f"gate.{key}", "message": "The reward_accuracy is a share between 0 and 1, and "
-                                                                f"is asked for at least {bound:g}.",
-                             "hint": "90 % is 0.9."})
+            problems.say(f"gate.{key}", "The reward_accuracy is a share between 0 and 1, and is asked for at least "
+                                        f"{bound:g}.", "90 % is 0.9.")
         elif key != "loss" and 0 in (stage.config.get("eval_interval"), stage.config.get("eval_fraction")):
-            problems.append({"field": f"gate.{key}", "message": f"{key} is measured on held-out data, and this stage "
-                                                                "evaluates nothing.",
-                             "hint": "Leave eval_interval and eval_fraction out, or the gate."})
+            problems.say(f"gate.{key}", f"{key} is measured on held-out data, and this stage evaluates nothing.",
+                         "Leave eval_interval and eval_fraction out, or the gate.")
     return problems
 
 
-def _vocabulary(stages: list[StageAsked], position: int) -> list[dict]:
+def _vocabulary(stages: list[StageAsked], position: int) -> Problems:
     """A teacher's probabilities are those of the entries of its own vocabulary: the student must have the same."""
-    teacher = stages[position].teacher_stage
-    if teacher is None or _origin(stages, teacher) == _origin(stages, position):
-        return []
-    return [{"field": f"stages.{position}.teacher_stage",
-             "message": f"The teacher, stage {teacher}, has another vocabulary than this student.",
-             "hint": "Begin the line with a tokenizer stage: models that begin behind it share its vocabulary."}]
+    teacher, problems = stages[position].teacher_stage, Problems()
+    if teacher is not None and _origin(stages, teacher) != _origin(stages, position):
+        problems.say(f"stages.{position}.teacher_stage",
+                     f"The teacher, stage {teacher}, has another vocabulary than this student.",
+                     "Begin the line with a tokenizer stage: models that begin behind it share its vocabulary.")
+    return problems
 
 
 def _origin(stages: list[StageAsked], position: int) -> object:
@@ -129,7 +121,7 @@ def _origin(stages: list[StageAsked], position: int) -> object:
         return _origin(stages, before)
     if own is not None:
         return own
-    made_at = before if before >= 0 else lines.tokenizer_stage([s.model_dump() for s in stages], position)
+    made_at = before if before >= 0 else lines.tokenizer_stage([s.stage for s in stages], position)
     if made_at is None and stages[position].teacher_stage is not None:
         return _origin(stages, stages[position].teacher_stage)  # new weights without one take the teacher's
     return position if made_at is None else made_at

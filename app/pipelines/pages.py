@@ -17,7 +17,7 @@ from app.pipelines.service import get_pipeline
 from app.pipelines.view import state_of, stations, view
 from app.rendering import compact_number, page, stage_word
 from app.system.service import ready_hosts
-from minimind.config import STAGES, DpoConfig
+from minimind.config import STAGES, DistillConfig, DpoConfig
 from minimind.data.starter import LANGUAGES, LAYOUT_OF_PART, plan
 from minimind.presets import PRESETS
 
@@ -73,7 +73,7 @@ def new_pipeline_page(request: Request, user: User) -> Response:
     return page(request, "pages/pipeline_new.html", recipes=shown_recipes(), presets=presets, codes=LANGUAGES, offer={
         "datasets": datasets, "presets": presets,
         "stages": [{"name": name, "title": stage_word(name), "summary": gettext(cls.summary),
-                    "layouts": list(cls.layouts), "has_teacher": "teacher_weight" in cls.model_fields,
+                    "layouts": list(cls.layouts), "has_teacher": cls is DistillConfig,
                     "gate": "reward_accuracy" if cls is DpoConfig else "eval_loss",
                     "parts": [part for part, layout in LAYOUT_OF_PART.items() if layout in cls.layouts]}
                    for name, cls in STAGES.items()]})

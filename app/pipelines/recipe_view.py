@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from app.core.lines import RANDOM_WEIGHTS
 from app.i18n import gettext
 from app.pipelines.recipes import RECIPES, Recipe
 from app.pipelines.view import Gate
@@ -40,7 +41,7 @@ def shown_recipes() -> list[Card]:
 def _tracks(recipe: Recipe) -> list[list[Stop]]:
     tracks: list[list[Stop]] = [[]]
     for position, step in enumerate(recipe.steps):
-        if step.from_stage == -1 and tracks[-1]:
+        if step.from_stage == RANDOM_WEIGHTS and tracks[-1]:
             tracks.append([])
         gates = [Gate(key, limit, None, False) for key, limit in (step.gate or {}).items()]
         tracks[-1].append(Stop(position + 1, gettext(step.title) if step.title else stage_word(step.stage), step.share,

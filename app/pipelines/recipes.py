@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.core import lines
 from minimind.config import STAGES, TrainConfig
 from minimind.presets import PRESETS
 
@@ -50,7 +51,7 @@ class Recipe:
     def begins_model(self, position: int) -> bool:
         """Whether the weights of this stage are new ones, so that it decides their shape."""
         step = self.steps[position]
-        before = position - 1 if step.from_stage is None else step.from_stage
+        before = lines.starts_from(position, step.from_stage)
         return issubclass(STAGES[step.stage], TrainConfig) and (before < 0 or self.steps[before].stage == "tokenizer")
 
 
@@ -77,7 +78,7 @@ RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (
                 Step("pretrain", 0.45, _("Teacher: pretraining"), gate=READS),
                 Step("sft", 0.25, _("Teacher: fine-tuning"), gate=ANSWERS),
                 # its steps cost much less than its teacher's
-                Step("pretrain", 0.15, _("Student: pretraining"), from_stage=-1, shape=0.5),
+                Step("pretrain", 0.15, _("Student: pretraining"), from_stage=lines.RANDOM_WEIGHTS, shape=0.5),
                 Step("distill", 0.15, _("Student: distillation"), teacher_stage=2)), world_share=0.7),
     Recipe("personality", _("Personality"),
            _("A model that chats, and a small adapter for it that has taught it another name and manner."),

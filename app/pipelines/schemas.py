@@ -7,7 +7,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Field
 
 from app.core import lines
-from app.core.db import Session
 from app.core.models import Pipeline, Run
 from app.core.rest import CollectingBody, Name, rfc3339
 from app.runs.schemas import RunOut
@@ -91,8 +90,8 @@ class PipelineOut(BaseModel):
     runs: list[RunOut]
 
     @classmethod
-    def of(cls, session: Session, pipeline: Pipeline, runs: list[Run]) -> PipelineOut:
+    def of(cls, pipeline: Pipeline, runs: list[Run], measured: list[dict]) -> PipelineOut:
         return cls(id=pipeline.id, name=pipeline.name, state=pipeline.state, stages=pipeline.stages,
-                   measured=finite(lines.measured_by_gates(session, pipeline, runs)), error=pipeline.error,
+                   measured=finite(measured), error=pipeline.error,
                    created_at=rfc3339(pipeline.created_at), ended_at=rfc3339(pipeline.ended_at),
                    runs=[RunOut.of(r) for r in runs])

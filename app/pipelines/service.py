@@ -9,6 +9,7 @@ from sqlalchemy import select
 
 from app.core import lines
 from app.core.db import Session
+from app.core.errors import Problems
 from app.core.models import Pipeline, Run, new_id
 from app.core.rest import Paging, get_or_404, newest_first
 from app.pipelines.checks import checked_stages
@@ -38,14 +39,14 @@ def create(session: Session, user_id: str, asked: PipelineCreate) -> Pipeline:
     return pipeline
 
 
-def _stages(asked: PipelineCreate) -> tuple[list[StageAsked], list[dict]]:
+def _stages(asked: PipelineCreate) -> tuple[list[StageAsked], Problems]:
     """The stages that are asked for, themselves or by a recipe, and what is wrong with asking for them so."""
-    problems = asked.problems
+    problems = Problems(asked.problems)
     wrong = {str(problem["field"]).partition(".")[0] for problem in problems}
 
     def say(field: str, message: str, hint: str) -> None:
         if field not in wrong:  # else its own problem is said already
-            problems.append({"field": field, "message": message, "hint": hint})
+            problems.say(field, message, hint)
 
     if asked.recipe is None:
         if asked.name is None:
@@ -91,7 +92,8 @@ def recipe_out(recipe: Recipe) -> RecipeOut:
 
 def shown(session: Session, pipeline: Pipeline) -> PipelineOut:
     session.flush()
-    return PipelineOut.of(session, pipeline, lines.runs_of(session, pipeline.id))
+    runs = lines.runs_of(session, pipeline.id)
+    return PipelineOut.of(pipeline, runs, lines.measured_by_gates(session, [pipeline], runs)[pipeline.id])
 
 
 def list_pipelines(session: Session, paging: Paging, state: list[str] | None) -> tuple[list[PipelineOut], str | None]:
@@ -99,8 +101,10 @@ def list_pipelines(session: Session, paging: Paging, state: list[str] | None) ->
     if state:
         query = query.where(Pipeline.state.in_(state))
     rows, cursor = newest_first(session, query, Pipeline, paging)
+    found = list(session.scalars(select(Run).where(Run.pipeline_id.in_([p.id for p in rows]))
+                                 .order_by(Run.created_at, Run.id)))
     runs: dict[str, list[Run]] = defaultdict(list)
-    for run in session.scalars(select(Run).where(Run.pipeline_id.in_([p.id for p in rows]))
-                               .order_by(Run.created_at, Run.id)):
+    for run in found:
         runs[run.pipeline_id].append(run)
-    return [PipelineOut.of(session, p, runs[p.id]) for p in rows], cursor
+    measured = lines.measured_by_gates(session, rows, found)
+    return [PipelineOut.of(p, runs[p.id], measured[p.id]) for p in rows], cursor

@@ -77,7 +77,7 @@ def view(session: Session, pipeline: Pipeline, shown_run: str | None = None) -> 
     runs = lines.runs_of(session, pipeline.id)
     newest = _at(runs)
     current = next((r for r in runs if r.id == shown_run), newest)
-    shown = PipelineOut.of(session, pipeline, runs)
+    shown = PipelineOut.of(pipeline, runs, lines.measured_by_gates(session, [pipeline], runs)[pipeline.id])
     return PipelineView(shown, state_of(pipeline.state, runs), stations(pipeline, runs, shown.measured),
                         run_view(session, current) if current is not None else None, current is newest,
                         _is_first_model(session, pipeline))

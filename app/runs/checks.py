@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import select
 
+from app.core import errors
 from app.core.db import Session
 from app.core.devices import can_ever_fit, check_request, max_cpu_ranks, world_size
 from app.core.errors import Invalid
@@ -48,13 +49,11 @@ class Checked:
         return world_size(self.devices)
 
 
-class Problems(list[dict]):
-    """What is wrong so far."""
+class Problems(errors.Problems):
+    """Of a run: they may begin with the name of an option, which keeps its spelling."""
 
     def say(self, field: str | None, message: str, hint: str | None = None) -> None:
-        if message[:1].islower():  # it begins with the name of an option, which keeps its spelling
-            message = f"The option {message}"
-        self.append({"field": field, "message": message, "hint": hint})
+        super().say(field, f"The option {message}" if message[:1].islower() else message, hint)
 
 
 def check(session: Session, *, stage: str, config: dict, dataset_id: str | None = None,

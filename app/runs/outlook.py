@@ -193,9 +193,10 @@ class Look:
         return {}
 
     def _problem(self, run: Any) -> str | None:
-        """What it stands on and is not there any more; runs that stand on the same are asked about once."""
+        """What it stands on and is not there any more; runs that stand on the same are asked about once, but for those
+        that have begun: what they have saved is their own."""
         key = (run.dataset_id, run.allow_changes, run.base_checkpoint_id, run.teacher_checkpoint_id,
-               run.tokenizer_id or run.config.get("tokenizer"))
+               run.tokenizer_id or run.config.get("tokenizer"), run.id if run.attempt else None)
         if key not in self._problems:
             wrong = inputs.problem(self._session, run)
             self._problems[key] = None if wrong is None else wrong["message"]

@@ -7,15 +7,15 @@ import shutil
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
 from app.auth.deps import User
-from app.core.errors import Invalid, problems_of
+from app.core.errors import Invalid
 from app.core.models import TokenizerRow
 from app.core.once import KeyHeader, Once, checked_key, hash_of
-from app.core.rest import Name, Page, PagingQuery, Read, get_or_404, inlined_schema, newest_first
+from app.core.rest import Name, Page, PagingQuery, Read, get_or_404, inlined_schema, newest_first, validated
 from app.core.settings import get_settings
 from app.core.upload import Upload, is_multipart, receive
 from app.tokenizers import service
@@ -54,21 +54,17 @@ async def create_tokenizer(request: Request, user: User, key: KeyHeader = None) 
                       hint='Upload tokenizer.json as the part file, or send {"dataset_id": ...} as JSON.')
     body = await request.body()
     try:
-        asked = TokenizerTrain.model_validate(json.loads(body))
-    except ValidationError as error:
-        raise Invalid.of(problems_of(error)) from None
+        values = json.loads(body)
     except (ValueError, RecursionError):
         raise Invalid("The request body is not valid JSON.", field="body", hint="Send a JSON object.") from None
+    asked = validated(TokenizerTrain, values)
     once = Once(user.user_id, route, key, hash_of(body))
     return await run_in_threadpool(once.do, 201, lambda session: TokenizerOut.of(
         service.train(session, user.user_id, asked)))
 
 
 def _take_in(once: Once, upload: Upload) -> Response:
-    try:
-        fields = UploadFields.model_validate(upload.fields)
-    except ValidationError as error:
-        raise Invalid.of(problems_of(error)) from None
+    fields = validated(UploadFields, upload.fields)
     if "file" not in upload.files:
         raise Invalid("The part file is missing.", field="file", hint="Send tokenizer.json as the part named file.")
     name = fields.name or upload.files["file"].filename

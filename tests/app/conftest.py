@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from sqlalchemy import event
 from starlette.testclient import TestClient
 from websockets.sync.client import ClientConnection, connect
 
 from app.auth.service import create_token, create_user, failed_logins
-from app.core.db import transaction
+from app.core.db import engine_for, transaction
 from app.core.models import LOCAL_ADMIN_ID, Installation, User
+from app.core.settings import get_settings
 from app.main import create_app
 from tests import database_rig
 
@@ -127,3 +129,19 @@ def server(api: Api, apps: tuple[FastAPI, FastAPI]) -> Iterator[Server]:
         running.should_exit = True
         thread.join(timeout=10)
         assert not thread.is_alive()
+
+
+def statements(api: Api, path: str) -> int:
+    """How many the answer costs."""
+    seen: list[str] = []
+    engine = engine_for(get_settings().sqlalchemy_url)
+
+    def listener(*arguments: Any) -> None:
+        seen.append(arguments[2])
+
+    event.listen(engine, "before_cursor_execute", listener)
+    try:
+        assert api.get(path).status_code == 200
+    finally:
+        event.remove(engine, "before_cursor_execute", listener)
+    return len(seen)

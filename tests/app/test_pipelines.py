@@ -9,7 +9,7 @@ import pytest
 from app.core import states
 from app.core.db import transaction
 from app.core.models import Checkpoint, Run, TokenizerRow
-from tests.app.conftest import Api
+from tests.app.conftest import Api, statements
 from tests.app.test_runs import add_dataset, add_tokenizer, problems
 
 HELD = {"lease_owner": "x", "lease_host": "h", "lease_expires_at": 9e9}
@@ -33,6 +33,23 @@ def test_a_line_starts_its_first_stage(api: Api) -> None:
     assert api.get("/pipelines").json() == {"items": [line], "next_cursor": None}
     assert api.get("/pipelines", state="failed").json()["items"] == []
     assert [r["id"] for r in api.get("/runs", pipeline_id=line["id"]).json()["items"]] == [run["id"]]
+
+
+def test_a_list_costs_the_same_however_many_lines_have_gates(api: Api) -> None:
+    def ended_line() -> dict:
+        line = new_line(api, [{**STAGES[0], "gate": {"eval_loss": 2.0}}, STAGES[1]])
+        for _ in STAGES:
+            end(line["runs"][-1]["id"], "starting", "running", "completed", eval_loss=1.5)
+            line = api.get(f"/pipelines/{line['id']}").json()
+        return line
+
+    lines = [ended_line()]
+    assert statements(api, "/pipelines")  # connections and what is kept in memory
+    few = statements(api, "/pipelines")
+    lines += [ended_line() for _ in range(4)]
+    assert statements(api, "/pipelines") == few
+    assert api.get("/pipelines").json()["items"] == lines[::-1]
+    assert [line["measured"][0]["eval_loss"] for line in lines] == [1.5] * 5
 
 
 def test_the_next_stage_stands_in_the_answer_once_it_is_made(api: Api) -> None:

@@ -7,20 +7,19 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event
 
 from app.core import channels
-from app.core.db import engine_for, now, reading, transaction
+from app.core.db import now, reading, transaction
 from app.core.models import Attempt, Dataset, Host, Run
 from app.core.queue import QUEUE_ORDER, claim_run
-from app.core.settings import get_settings
 from tests import database_rig
-from tests.app.conftest import Api
+from tests.app.conftest import Api, statements
 from tests.app.test_run_pages import set_run, text_of
-from tests.app.test_runs import TINY, add_dataset, end, new_run
+from tests.app.test_runs import TINY, add_checkpoint, add_dataset, end, new_run
 
 GPUS = [{"id": f"cuda:{n}", "name": "A card", "memory_bytes": 80 << 30} for n in range(2)]
 GPU = {"kind": "cuda", "count": 1}
@@ -238,6 +237,18 @@ def test_each_reason_has_its_sentence(api: Api) -> None:
     assert waits(api, run).startswith("It cannot start: The base checkpoint ")
 
 
+def test_one_that_has_saved_is_not_refused_for_the_base_that_another_lacks(api: Api, tmp_path: Path) -> None:
+    database_rig.add_host()
+    runs = [new_run(api, name="fresh"), new_run(api, name="begun")]
+    with transaction() as session:
+        for run in runs:
+            session.get(Run, run["id"]).base_checkpoint_id = "gone"
+        session.get(Run, runs[1]["id"]).attempt = 1
+    add_checkpoint(tmp_path, runs[1]["id"])
+    said = {run["name"]: run["waiting_for"] for run in api.get("/runs", state="queued").json()["items"]}
+    assert said["fresh"].startswith("It cannot start: The base checkpoint ") and said["begun"] == "Starts in a moment."
+
+
 def test_it_is_said_who_has_the_devices_and_who_comes_first(api: Api) -> None:
     database_rig.add_host(devices=GPUS)
     for name in ("one", "two"):
@@ -259,24 +270,13 @@ def test_it_is_said_who_has_the_devices_and_who_comes_first(api: Api) -> None:
 def test_reasons_cost_the_same_however_many_wait(api: Api) -> None:
     database_rig.add_host(devices=GPUS)
 
-    def statements(path: str) -> int:
-        seen: list[str] = []
-        engine = engine_for(get_settings().sqlalchemy_url)
-        listener = lambda *arguments: seen.append(arguments[2])  # noqa: E731
-        event.listen(engine, "before_cursor_execute", listener)
-        try:
-            assert api.get(path).status_code == 200
-        finally:
-            event.remove(engine, "before_cursor_execute", listener)
-        return len(seen)
-
     for _ in range(3):
         database_rig.add_run(devices=GPU)
-    assert statements("/runs") and statements("/system")  # connections and what is kept in memory
-    few = {path: statements(path) for path in ("/runs", "/system")}
+    assert statements(api, "/runs") and statements(api, "/system")  # connections and what is kept in memory
+    few = {path: statements(api, path) for path in ("/runs", "/system")}
     for _ in range(30):
         database_rig.add_run(devices=GPU)
-    assert {path: statements(path) for path in few} == few
+    assert {path: statements(api, path) for path in few} == few
 
 
 def test_pages_say_it_in_the_readers_language(api: Api) -> None:

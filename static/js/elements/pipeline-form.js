@@ -1,9 +1,10 @@
 // <pipeline-form data-offer>: stages in a line, each with its data and its budget.
 
-import { newKey, post } from "../lib/api.js";
+import { newKey } from "../lib/api.js";
 import { dataOf, h } from "../lib/dom.js";
 import { t } from "../lib/i18n.js";
 import { beginsModel, fitting, partValue, placeOf, stagesOf } from "../lib/pipeline-stages.js";
+import { startLine } from "../lib/start-line.js";
 
 const MOST_STAGES = 20;
 let nextId = 0;
@@ -117,59 +118,16 @@ class PipelineForm extends HTMLElement {
       [...row.querySelectorAll("[data-field]")].map((each) => [each.dataset.field, each.value])));
   }
 
-  async #start() {
-    const button = this.querySelector("[type=submit]");
-    this.#clear();
-    if (this.#isUnreadable()) return;
-    button.disabled = true;
-    button.setAttribute("aria-busy", "true");
-    try {
-      const line = await post("/pipelines", { name: this.querySelector("[name=name]").value, stages: stagesOf(this.#values()) }, { key: this.key });
-      location.assign(`/pipelines/${line.id}`);
-    } catch (error) {
-      this.#explain(error);
-      button.disabled = false;
-      button.removeAttribute("aria-busy");
-    }
+  #start() {
+    const body = () => ({ name: this.querySelector("[name=name]").value, stages: stagesOf(this.#values()) });
+    startLine(this.querySelector("form"), body, { key: this.key, placeOf: (field) => this.#errorOf(field) });
   }
 
-  /** A number that the browser cannot read has no value at all: it must not pass for an empty field. */
-  #isUnreadable() {
-    const wrong = [...this.querySelectorAll("input[type=number]")].find((input) => input.validity.badInput);
-    if (!wrong) return false;
-    wrong.closest(".field").querySelector(".field-error").textContent = t("This is not a number; write it like 1.5.");
-    wrong.setAttribute("aria-invalid", "true");
-    wrong.focus();
-    return true;
-  }
-
-  #clear() {
-    for (const place of this.querySelectorAll(".field-error")) place.textContent = "";
-    for (const wrong of this.querySelectorAll("[aria-invalid]")) wrong.removeAttribute("aria-invalid");
-    this.querySelector("[data-problem]").hidden = true;
-  }
-
-  #explain(error) {
-    const homeless = [];
-    let first = null;
-    for (const problem of error.problems?.length ? error.problems : [{ field: error.field, message: error.message, hint: error.hint }]) {
-      const place = placeOf(problem.field);
-      const home = place === null ? null : place.row === null ? this : this.rows.children[place.row];
-      const words = [problem.message, problem.hint].filter(Boolean).join(" ");
-      const said = home?.querySelector(`[data-error="${place.name}"]`);
-      if (!said) {
-        homeless.push(words);
-        continue;
-      }
-      said.textContent = words;
-      const wrong = said.closest(".field").querySelector("input, select");
-      wrong.setAttribute("aria-invalid", "true");
-      first ??= wrong;
-    }
-    const notice = this.querySelector("[data-problem]");
-    notice.textContent = homeless.join(" ");
-    notice.hidden = homeless.length === 0;
-    first?.focus();
+  /** Where a problem of this field of the API is said, or null. */
+  #errorOf(field) {
+    const place = placeOf(field);
+    const home = place === null ? null : place.row === null ? this : this.rows.children[place.row];
+    return home?.querySelector(`[data-error="${place.name}"]`) ?? null;
   }
 }
 

@@ -1,9 +1,10 @@
 // <recipe-starter>: choose a recipe and its time; one button starts the whole line.
 
-import { newKey, post } from "../lib/api.js";
+import { newKey } from "../lib/api.js";
 import { setText } from "../lib/dom.js";
 import { t } from "../lib/i18n.js";
 import { bodyOf, minutesOf } from "../lib/recipe-form.js";
+import { startLine } from "../lib/start-line.js";
 
 class RecipeStarter extends HTMLElement {
   connectedCallback() {
@@ -33,50 +34,12 @@ class RecipeStarter extends HTMLElement {
     }
   }
 
-  async #start() {
-    const button = this.querySelector("[type=submit]");
+  #start() {
     const { recipe, minutes, language, preset } = Object.fromEntries(new FormData(this.form));
-    this.#clear();
-    if (this.minutes.validity.badInput) return this.#explain([{ field: "minutes", message: t("This is not a number; write it like 1.5.") }]);
     const title = this.querySelector(`label[for="recipe-${recipe}"]`).textContent;
     const name = minutes === "" ? title : t("%(title)s, %(minutes)s min", { title, minutes: Number(minutes) });
-    button.disabled = true;
-    button.setAttribute("aria-busy", "true");
-    try {
-      const line = await post("/pipelines", bodyOf({ recipe, minutes, language, preset }, name), { key: this.key });
-      location.assign(`/pipelines/${line.id}`);
-    } catch (error) {
-      this.#explain(error.problems?.length ? error.problems : [error]);
-      button.disabled = false;
-      button.removeAttribute("aria-busy");
-    }
-  }
-
-  #clear() {
-    for (const place of this.querySelectorAll(".field-error")) place.textContent = "";
-    for (const wrong of this.querySelectorAll("[aria-invalid]")) wrong.removeAttribute("aria-invalid");
-    this.querySelector("[data-problem]").hidden = true;
-  }
-
-  #explain(problems) {
-    const homeless = [];
-    let first = null;
-    for (const problem of problems) {
-      const words = [problem.message, problem.hint].filter(Boolean).join(" ");
-      const place = problem.field && this.querySelector(`[data-error="${CSS.escape(problem.field)}"]`);
-      if (!place) {
-        homeless.push(words);
-        continue;
-      }
-      place.textContent = words;
-      const wrong = place.closest(".field").querySelector("input, select");
-      wrong.setAttribute("aria-invalid", "true");
-      first ??= wrong;
-    }
-    const notice = this.querySelector("[data-problem]");
-    notice.textContent = homeless.join(" ");
-    notice.hidden = homeless.length === 0;
-    first?.focus();
+    startLine(this.form, () => bodyOf({ recipe, minutes, language, preset }, name), {
+      key: this.key, placeOf: (field) => field && this.querySelector(`[data-error="${CSS.escape(field)}"]`) });
   }
 }
 

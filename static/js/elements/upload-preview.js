@@ -76,7 +76,7 @@ class UploadPreview extends HTMLElement {
     parts.push(...this.#columns(open || found.is_proposal || !found.layout || found.problems.some((p) => p.field?.startsWith("mapping"))));
     if (rows.length) {
       parts.push(h("details.look", { open: true }, h("summary", {}, t("The first rows, as training reads them")),
-                   h("ol.preview-rows", { tabindex: "0", "aria-label": t("The first rows") }, ...rows)));
+                   h("ol.preview-rows.stack", { tabindex: "0", "aria-label": t("The first rows") }, ...rows)));
     }
     this.replaceChildren(...parts);
     if (focused) this.querySelector(`[name="${CSS.escape(focused)}"]`)?.focus();

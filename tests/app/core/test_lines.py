@@ -196,7 +196,7 @@ def test_a_gate_of_an_evaluation_asks_for_enough_and_tells_what_it_saw(line):
         pipeline = session.get(Pipeline, pipeline_id)
         assert pipeline.state == "paused"
         assert "reward_accuracy is 0.85, asked for at least 0.9" in pipeline.error["message"]
-        assert lines.measured(session, session.get(Run, first), "reward_accuracy") == 0.85
+        assert lines.measured(session, {first: ["reward_accuracy"]}) == {first: {"reward_accuracy": 0.85}}
         lines.request_resume_line(session, pipeline)
     assert look(pipeline_id)[1][-1].base_checkpoint_id == f"c-{first}"
     finish(eval_loss=0.5, evaluations=[{"eval_loss": 0.5, "eval_reward_accuracy": 0.9}])
