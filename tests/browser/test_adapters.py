@@ -26,7 +26,7 @@ BASE = "ckptbasemodel"
 @pytest.fixture(scope="module")
 def peft(studio: RunningStudio) -> Iterator[Path]:
     """A run whose checkpoint is a base, and an adapter for it as peft saves one, which the studio does not know."""
-    url = studio._env.get("STUDIO_DATABASE_URL", f"sqlite:///{studio.data_dir / 'studio.db'}")
+    url = studio.database_url
     place = studio.data_dir / "runs" / "runbase"
     base = make_checkpoint(place / "checkpoints" / "step-00000020-a1", seed=1)
     with transaction(session_factory(url)) as session:

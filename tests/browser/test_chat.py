@@ -55,7 +55,7 @@ MODEL = """(() => {
 @pytest.fixture(scope="module", autouse=True)
 def models(studio: RunningStudio) -> None:
     """Two runs with a checkpoint each: one that continues text, and a newer one that was taught to answer."""
-    url = studio._env.get("STUDIO_DATABASE_URL", f"sqlite:///{studio.data_dir / 'studio.db'}")
+    url = studio.database_url
     with transaction(session_factory(url)) as session:
         at = time.time()
         for name, stage, checkpoint in (("Base", "pretrain", BASE), ("Tuned", "sft", TUNED)):
