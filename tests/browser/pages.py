@@ -75,12 +75,14 @@ class Problems:
             self._note(f"foreign request: {request.url}")
 
 
-def axe(page: Page) -> list[str]:
-    """Serious and critical violations that axe finds in the page, as text; empty where there are none."""
+def axe(page: Page, rules: list[str] | None = None) -> list[str]:
+    """Serious and critical violations that axe finds in the page (of all its rules, or of ``rules``), as text; empty
+    where there are none."""
     if not AXE.is_file():
         give_up("axe-core is not in node_modules. Run 'npm ci --ignore-scripts'.")
     page.evaluate(AXE.read_text())  # the policy of the pages forbids a script tag, but not the debugger
-    result = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+    only = {"runOnly": rules} if rules else {}
+    result = page.evaluate("(only) => axe.run(document, { resultTypes: ['violations'], ...only })", only)
     return [f"{found['impact']} {found['id']}: {found['help']}\n" + "\n".join(
         f"    {' '.join(map(str, node['target']))}  {node['html'][:160]}\n"
         f"        {node['failureSummary'].replace(chr(10), chr(10) + '        ')}" for node in found["nodes"])

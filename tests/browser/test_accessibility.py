@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page
+from playwright.sync_api import Browser, Page
 
 from app.main import create_app
 from tests.app.test_pages import routes_of_pages
@@ -78,20 +78,15 @@ def paths(studio: RunningStudio) -> list[str]:
     return [re.sub(r"\{[\w:]+\}", ids[path] if "{" in path else "", path) for path in routes]
 
 
-def opened(browser: Browser, studio: RunningStudio, theme: str) -> BrowserContext:
-    context = browser.new_context(base_url=studio.url, locale="en-GB", color_scheme=theme, viewport=WIDE)
-    context.set_default_timeout(20_000)
-    return context
-
-
-@pytest.fixture(params=["light", "dark"])
-def visit(request: pytest.FixtureRequest, browser: Browser, studio: RunningStudio) -> Iterator[tuple[Page, Problems]]:
-    with opened(browser, studio, request.param) as context:
-        problems = Problems(context, studio.url)
+@pytest.fixture
+def visitor(browser: Browser, studio: RunningStudio) -> Iterator[Page]:
+    """Logged in, in a wide window of a browser that prefers light pages."""
+    with browser.new_context(base_url=studio.url, locale="en-GB", color_scheme="light", viewport=WIDE) as context:
+        context.set_default_timeout(20_000)
         page = context.new_page()
         page.goto(f"/?token={studio.login_token}")
         page.wait_for_url(lambda url: "token=" not in url)
-        yield page, problems
+        yield page
 
 
 def settle(page: Page, path: str) -> None:
@@ -108,34 +103,35 @@ def flaws(page: Page, width: dict[str, int]) -> list[str]:
         " document.querySelectorAll('h1').length]")
     found = [] if scroll <= room else [f"scrolls sideways: {scroll} > {room}"]
     found += [] if headings == 1 else [f"{headings} main headings"]
-    return [f"{width['width']} px: {flaw}" for flaw in found + axe(page)]
+    found += axe(page)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_timeout(80)
+    found += [f"dark: {flaw}" for flaw in axe(page, rules=["color-contrast"])]  # colours are all that changes
+    page.emulate_media(color_scheme="light")
+    return [f"{width['width']} px: {flaw}" for flaw in found]
 
 
-def test_every_page_is_for_everybody(visit: tuple[Page, Problems], paths: list[str]) -> None:
-    page, problems = visit
+def test_every_page_is_for_everybody(visitor: Page, studio: RunningStudio, paths: list[str]) -> None:
+    problems = Problems(visitor.context, studio.url)
     found = {}
     for path in paths:
-        settle(page, path)
-        found[path] = [flaw for width in (WIDE, NARROW) for flaw in flaws(page, width)]
-        page.set_viewport_size(WIDE)
+        settle(visitor, path)
+        found[path] = [flaw for width in (WIDE, NARROW) for flaw in flaws(visitor, width)]
+        visitor.set_viewport_size(WIDE)
         found[path] += problems.unexpected
         problems.found.clear()
     assert not any(found.values()), "\n".join(f"{path}: {flaw}" for path, all in found.items() for flaw in all)
 
 
-def test_everything_is_reached_by_tab(browser: Browser, studio: RunningStudio, paths: list[str]) -> None:
+def test_everything_is_reached_by_tab(visitor: Page, paths: list[str]) -> None:
     found = []
-    with opened(browser, studio, "light") as context:
-        page = context.new_page()
-        page.goto(f"/?token={studio.login_token}")
-        page.wait_for_url(lambda url: "token=" not in url)
-        for path in paths:
-            settle(page, path)
-            for _ in range(page.evaluate(WATCH_FOCUS) + 40):
-                page.keyboard.press("Tab")
-                if page.evaluate("window.focusWatch.left.size") == 0:
-                    break
-            seen = page.evaluate(FOCUS_LEFT)
-            found += [f"{path}: never reached: {name}" for name in seen["left"]]
-            found += [f"{path}: focus is not seen: {name}" for name in dict.fromkeys(seen["unseen"])]
+    for path in paths:
+        settle(visitor, path)
+        for _ in range(visitor.evaluate(WATCH_FOCUS) + 40):
+            visitor.keyboard.press("Tab")
+            if visitor.evaluate("window.focusWatch.left.size") == 0:
+                break
+        seen = visitor.evaluate(FOCUS_LEFT)
+        found += [f"{path}: never reached: {name}" for name in seen["left"]]
+        found += [f"{path}: focus is not seen: {name}" for name in dict.fromkeys(seen["unseen"])]
     assert not found, "\n".join(found)

@@ -12,7 +12,8 @@ from tests.integration.studio import RunningStudio
 @pytest.mark.slow
 def test_a_tab_outlives_the_web_process(page: Page, problems: Problems, studio: RunningStudio) -> None:
     problems.allow("WebSocket connection|net::ERR|status of 50[234]")  # what Chromium says of a server that is away
-    run = studio.client.post("/runs", {"stage": "pretrain", "config": {"preset": "tiny-cpu", "max_steps": 100_000}})
+    run = studio.client.post("/runs", {"stage": "pretrain", "config": {
+        "preset": "tiny-cpu", "max_steps": 100_000, "use_compile": False}})
     path = f"/runs/{run['id']}"
     page.goto(path)
     state = page.locator(".page-head .state")

@@ -15,7 +15,7 @@ from tests.integration.studio import RunningStudio
 HOSTILE = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>"
 #: quick steps without an end
 CONFIG = {"preset": "tiny-cpu", "max_steps": 1_000_000, "hidden_size": 32, "num_hidden_layers": 1, "max_seq_len": 64,
-          "sample_interval": 40, "save_interval": 50}
+          "sample_interval": 40, "save_interval": 50, "use_compile": False}
 
 
 @pytest.fixture(scope="module")

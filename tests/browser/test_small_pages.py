@@ -53,7 +53,7 @@ def test_the_system_page_is_live(page: Page, studio: RunningStudio, run: dict) -
     page.evaluate("window.neverReloaded = true")
     expect(page.get_by_text("All free.")).to_be_visible()
     long = client.post("/runs", {"stage": "pretrain", "name": "Busy one", "config": TINY | {
-        "max_steps": 100_000, "max_minutes": 5}})
+        "max_steps": 100_000, "max_minutes": 5, "use_compile": False}})
     expect(page.get_by_role("link", name="CPU slot 0: used by Busy one")).to_be_visible(timeout=60_000)
     client.post("/runs", {"stage": "pretrain", "name": "Patient one", "config": TINY})
     expect(page.get_by_text("Waits for free devices, now used by Busy one.")).to_be_visible()

@@ -15,7 +15,7 @@ WITHIN_MS = 2000
 @pytest.fixture(scope="module")
 def waiting_run(studio: RunningStudio) -> dict:
     """A run that stays in the queue: another one holds the devices. Its state is changed at will."""
-    config = {"preset": "tiny-cpu", "max_steps": 100_000}
+    config = {"preset": "tiny-cpu", "max_steps": 100_000, "use_compile": False}
     holder = studio.client.post("/runs", {"stage": "pretrain", "config": config})
     studio.client.wait(f"/runs/{holder['id']}", lambda r: r["state"] in ("starting", "running"), timeout_s=60)
     yield studio.client.post("/runs", {"stage": "pretrain", "config": config, "name": "waits"})

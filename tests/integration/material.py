@@ -11,10 +11,11 @@ PEOPLE = ["Marta", "Joost", "Ines", "Kofi", "Lena", "Pavel", "Aiko", "Sam"]
 THINGS = ["a blue lantern", "two loaves of bread", "a letter", "a broken oar", "fresh apples", "an old map"]
 TIMES = ["In the morning", "After lunch", "Late at night", "On Sunday", "When it rained", "At low tide"]
 
-#: a model that two CPU ranks train in seconds; steps are short, so that a run can be caught in the middle
+#: a model that two CPU ranks train in seconds; steps are short, so that a run can be caught in the middle. Runs that
+#: are caught there are long on paper, which would be a reason to compile them.
 SMALL = {"preset": "tiny-cpu", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_seq_len": 64, "batch_size": 4, "sample_interval": 0, "eval_interval": 0,
-         "seed": 7}
+         "seed": 7, "use_compile": False}
 TWO_RANKS = {"kind": "cpu", "count": 2}
 ONE_RANK = {"kind": "cpu", "count": 1}
 

@@ -36,6 +36,7 @@ class RunningStudio:
 
     def __init__(self, data_dir: Path, **env: str):
         self.data_dir = data_dir
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # it has the log of its start
         self.process: subprocess.Popen | None = None
         self.stderr_path = data_dir / "up.stderr"
         self.client: StudioClient | None = None

@@ -126,7 +126,7 @@ def test_what_was_accepted_once_stays_accepted(tmp_path: Path, capfd: pytest.Cap
 
 def test_two_cannot_train_one_run(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     write_texts(tmp_path / "data.jsonl")
-    arguments = options(tmp_path, "--max_steps", 100_000)
+    arguments = options(tmp_path, "--max_steps", 100_000, "--use_compile", "false")
     running = Ranks(1, "pretrain", "--out", tmp_path / "run", *arguments, "--no_use_compile")
     running.wait_until(lambda: last_step(tmp_path / "run", 1) >= 6)
     assert run("pretrain", "--out", tmp_path / "run", "--resume", "auto") == 2
@@ -217,7 +217,7 @@ def test_one_named_checkpoint_is_continued_and_its_successors_lead(tmp_path: Pat
 def test_a_run_of_a_job_runner_is_not_taken_over_by_hand(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     write_texts(tmp_path / "data.jsonl")
     values = {"stage": "pretrain", "data_path": str(tmp_path / "data.jsonl"), "hidden_size": 32, "max_seq_len": 32,
-              "num_hidden_layers": 1, "max_steps": 100_000, "vocab_size": 400, "save_interval": 5}
+              "num_hidden_layers": 1, "max_steps": 100_000, "vocab_size": 400, "save_interval": 5, "use_compile": False}
     (tmp_path / "run").mkdir()
     RunDir(tmp_path / "run").config.write_text(json.dumps(values))
     running = Ranks(1, "pretrain", "--out", tmp_path / "run", "--attempt", 1, "--resume", "auto", "--cache_dir",
