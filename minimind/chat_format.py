@@ -159,12 +159,18 @@ def normalize(messages: list[dict], tools: list[dict] | None = None) -> tuple[li
     return result, tools or None
 
 
+def missing_in(call: dict) -> str | None:
+    """Which of its two parts a call of a tool lacks."""
+    called = call.get("function") or call
+    if not isinstance(called, dict) or not isinstance(called.get("name"), str) or not called["name"].strip():
+        return "name"
+    return None if "arguments" in called else "arguments"
+
+
 def _check_calls(calls: list[dict], number: int) -> None:
     for call in calls:
-        called = call.get("function") or call
-        missing = [key for key in ("name", "arguments") if not isinstance(called, dict) or key not in called]
-        if missing:
-            raise DataError(f"A tool call of message {number + 1} has no {missing[0]}.", field="tool_calls",
+        if missing := missing_in(call):
+            raise DataError(f"A tool call of message {number + 1} has no {missing}.", field="tool_calls",
                             hint='Write a call as {"name": ..., "arguments": {...}}.')
 
 

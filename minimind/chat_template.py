@@ -136,9 +136,14 @@ def _weight(value: Any) -> int:
     return total
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-    """JSON as Hugging Face's templates expect it: no HTML escapes, letters as they are."""
-    return json.dumps(value, ensure_ascii=False, indent=None if indent is None else min(int(indent), 8))
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None,
+            separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
+    """JSON as Hugging Face's templates expect it, with the options of theirs: no HTML escapes, letters as they are
+    (also where ``ensure_ascii`` asks for escapes: what people write is hidden behind marks that must come through)."""
+    if separators is not None and (len(separators) != 2 or sum(map(len, separators)) > 8):
+        raise TemplateLimit("it separates the parts of JSON by long texts")
+    return json.dumps(value, ensure_ascii=False, indent=None if indent is None else min(int(indent), 8),
+                      separators=separators, sort_keys=bool(sort_keys))
 
 
 def _raise(message: str) -> None:

@@ -81,9 +81,8 @@ class LoraConfig(SftConfig):
         list(ADAPTABLE), "Matrices of every block that get a pair of small ones.", "adapter", min_length=1)
 
     @property
-    def scale_of_adapter(self) -> float:
-        """alpha / rank."""
-        return (2.0 * self.lora_rank if self.lora_alpha is None else self.lora_alpha) / self.lora_rank
+    def alpha_of_adapter(self) -> float:
+        return 2.0 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
 
 
 class DpoConfig(TrainConfig):
@@ -199,18 +198,24 @@ def parse_api_config(stage: str, values: dict) -> RunConfig:
     return config
 
 
+def _quoted(value: Any, most: int = 100) -> str:
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def _problems(cls: type[RunConfig], error: dict) -> list[dict]:
     """A sentence for one pydantic error (the shape of a model can be wrong in several fields at once)."""
     field = str(error["loc"][0]) if error["loc"] else ""
     if error["type"] == "extra_forbidden":
-        return [{"field": field, "message": f"There is no option named {field!r} for the stage {cls.stage_name}.",
+        return [{"field": field, "message": f"There is no option named {_quoted(field)} for the stage "
+                                            f"{cls.stage_name}.",
                  "hint": f"Did you mean {_nearest(field, cls)!r}?"}]
     cause = error.get("ctx", {}).get("error")
     if error["type"] == "value_error" and isinstance(cause, ConfigError):
         return cause.problems
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] != "value_error":
-        message = f"{field} = {error['input']!r}: {message[0].lower()}{message[1:]}."
+        message = f"{field} = {_quoted(error['input'])}: {message[0].lower()}{message[1:]}."
     info = cls.model_fields.get(field)
     return [{"field": field, "message": message, "hint": info.description if info else None}]
 

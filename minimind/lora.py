@@ -64,8 +64,7 @@ def adapter_for(config: LoraConfig, model: ModelConfig) -> AdapterConfig:
         raise ConfigError([{"field": "lora_targets", "message": f"lora_targets names {', '.join(beside_experts)}, and "
                                                                 "the base checkpoint has experts there.",
                             "hint": f"Beside experts there are no adapters: use {', '.join(ADAPTABLE_WITH_EXPERTS)}."}])
-    return AdapterConfig(config.lora_rank, config.scale_of_adapter * config.lora_rank, config.lora_dropout,
-                         tuple(wanted))
+    return AdapterConfig(config.lora_rank, config.alpha_of_adapter, config.lora_dropout, tuple(wanted))
 
 
 class LoRALinear(nn.Linear):

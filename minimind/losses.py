@@ -184,5 +184,6 @@ def linear_distillation(x: Tensor, weight: Tensor, targets: Tensor, teacher_x: T
     """
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    return _LinearDistillation.apply(x, weight, targets, teacher_x, teacher_weight.to(teacher_x.dtype), alpha,
-                                     temperature, reverse)
+    with torch.autocast(x.device.type, enabled=False):  # it would round a float32 teacher's logits to the student's
+        return _LinearDistillation.apply(x, weight, targets, teacher_x, teacher_weight.to(teacher_x.dtype), alpha,
+                                         temperature, reverse)

@@ -8,7 +8,7 @@ divides by the ``size`` of the whole window over all ranks, so the loss does not
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -105,16 +105,20 @@ class Distillation(_PerToken):
 
     metrics = ("ce_loss", "kl_loss")
 
-    def __init__(self, teacher: MiniMindForCausalLM, *, alpha: float, temperature: float, reverse: bool):
+    def __init__(self, teacher: MiniMindForCausalLM, *, alpha: float, temperature: float, reverse: bool,
+                 attention: str = "sdpa"):
+        """``attention``: the teacher's kernel; the student's may not know its type of numbers or its heads."""
         self.teacher = teacher.eval().requires_grad_(False)
         self.dtype = next(teacher.parameters()).dtype
+        self.attention = attention
         self.alpha = alpha
         self.temperature = temperature
         self.reverse = reverse
 
     def __call__(self, hidden: Tensor, output_weight: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         with torch.no_grad(), torch.autocast(hidden.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            teacher_hidden = self.teacher.hidden(batch.ids, segments=batch.segments).to(self.dtype)
+            segments = replace(batch.segments, kernel=self.attention)
+            teacher_hidden = self.teacher.hidden(batch.ids, segments=segments).to(self.dtype)
         loss, ce, kl = linear_distillation(
             hidden.flatten(0, 1), output_weight, batch.targets.flatten(), teacher_hidden.flatten(0, 1),
             self.teacher.output_weight, alpha=self.alpha, temperature=self.temperature, reverse=self.reverse)
@@ -173,10 +177,13 @@ class Preference:
         ``reference`` [K, 2]."""
         assert rows.documents is not None
         documents = rows.documents[rows.pieces(numbers)] if len(numbers) else np.zeros(0, np.int64)
-        order = np.argsort(documents, kind="stable")  # a pair's sides are neighbours now
-        found = {"chosen": order[0::2], "rejected": order[1::2]}
+        sides = []
+        for side in (0, 1):  # each by itself: a mixture can take one row, so one pair, several times at once
+            places = np.flatnonzero(documents % 2 == side)
+            sides.append(places[np.argsort(documents[places], kind="stable")])
+        found = dict(zip(("chosen", "rejected"), sides))
         if self.reference is not None:
-            found["reference"] = self.reference.logps.numpy()[documents[order]].reshape(-1, 2)
+            found["reference"] = self.reference.logps.numpy()[documents[np.stack(sides, axis=1)]]
         return found
 
     def __call__(self, hidden: Tensor, output_weight: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from minimind.data import layouts
-from minimind.data.foreign import Report
+from minimind.data.foreign import CONVERSION_VERSION, Report, is_foreign
 from minimind.data.layouts import data_files
 from minimind.errors import DataError, DiskFullError
 from minimind.manifest import sha256_of
@@ -135,12 +135,14 @@ def split_documents(caches: Sequence[TokenCache], eval_fraction: float) -> list[
 
 
 def content_hash(path: Path | str, progress: Progress | None = None) -> str:
-    """sha256 over the names' order and the content of all data files of ``path``."""
+    """sha256 over the names' order and the content of all data files of ``path``, and how those of others are read."""
     digest = hashlib.sha256()
     for file in data_files(path):
         if progress:
             progress(0, 0)
         digest.update(sha256_of(file).encode() + file.suffix.encode() + b"\n")
+        if is_foreign(file):
+            digest.update(f"converted {CONVERSION_VERSION}\n".encode())
     return digest.hexdigest()
 
 

@@ -102,7 +102,7 @@ def scan(path: Path | str, layout: str = "auto", limit: int | None = None,
     files = data_files(path)
     total = sum(f.stat().st_size for f in files)
     result = ScanResult(_known(path, layout))
-    damaged = unanswered = 0
+    damaged = unanswered = silent = 0
     reports: list[foreign.Report] = []
     for done, _, row in iter_places(path, result.layout, reports):
         result.rows += 1
@@ -110,6 +110,7 @@ def scan(path: Path | str, layout: str = "auto", limit: int | None = None,
         damaged += "\ufffd" in str(row)
         if result.layout == "conversations":
             unanswered += row["conversations"][-1]["role"] != "assistant"
+            silent += any(map(_says_nothing, row["conversations"]))
         if result.rows % 1000 == 0:
             if progress:
                 progress(result.bytes, total)
@@ -131,7 +132,15 @@ def scan(path: Path | str, layout: str = "auto", limit: int | None = None,
     if unanswered:
         result.warnings.append(f"{unanswered} of {result.rows} conversations do not end with the assistant; "
                                "nothing is learnt from their last message.")
+    if silent:
+        result.warnings.append(f"{silent} of {result.rows} conversations have an empty answer of the assistant: the "
+                               "model learns to say nothing there.")
     return result
+
+
+def _says_nothing(message: dict) -> bool:
+    said = (message.get(key) for key in ("content", "reasoning_content", "tool_calls"))
+    return message["role"] == "assistant" and not any(s.strip() if isinstance(s, str) else s for s in said)
 
 
 def _known(path: Path | str, layout: str) -> str:

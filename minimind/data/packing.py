@@ -150,7 +150,8 @@ def pack_pairs(cache: TokenCache, documents: np.ndarray, max_seq_len: int) -> tu
     """Pairs (documents 2 i and 2 i + 1) in rows of ``2 * max_seq_len`` tokens, both sides of a pair in one row.
 
     A side that is longer than ``max_seq_len`` loses the end of its answer. A pair whose prompt alone fills that many
-    tokens has nothing left to compare: it is left out, and so is one of whose sides a cut leaves nothing learnt.
+    tokens has nothing left to compare: it is left out, and so is one of whose sides a cut leaves nothing learnt, or
+    whose sides are equal up to the cut.
     Returns the rows and ``{"cut": sides cut, "cut_tokens", "dropped": pairs left out, "dropped_tokens",
     "first_dropped": number of the first one from 1, or 0}``.
     """
@@ -163,6 +164,9 @@ def pack_pairs(cache: TokenCache, documents: np.ndarray, max_seq_len: int) -> tu
         start = int(cache.offsets[sides[pair, side]])
         learnt[pair, side] = cache.learnt(start, start + max_seq_len)[1:].sum()
     fits = (learnt > 0).all(axis=1)
+    for pair in np.flatnonzero((whole > max_seq_len).any(axis=1) & (size[:, 0] == size[:, 1])):
+        one, other = (cache.ids_at(np.arange(start, start + size[pair, 0])) for start in cache.offsets[sides[pair]])
+        fits[pair] &= not np.array_equal(one, other)
     is_cut = (whole > max_seq_len)[fits]
     out = np.flatnonzero(~fits)
     counts = {"cut": int(is_cut.sum()), "cut_tokens": int((whole - size)[fits].sum()), "dropped": len(out),

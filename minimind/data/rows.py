@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from minimind.chat_format import ROLES, json_list
+from minimind.chat_format import ROLES, json_list, missing_in
 from minimind.errors import DataError
 
 SHAPES = {
@@ -34,7 +34,7 @@ def check_question(row: dict) -> None:
 
 def check_conversations(row: dict) -> None:
     _check_messages(_required(row, "conversations", list, SHAPES["conversations"]), "conversations")
-    _check_tools(row)
+    _check_beside(row)
 
 
 def check_dpo(row: dict) -> None:
@@ -58,7 +58,7 @@ def check_dpo(row: dict) -> None:
             raise DataError(f"chosen and rejected have different prompts: {name}[{shared}] is of the role {role} and "
                             "only in this side.", field=f"{name}[{shared}]",
                             hint="Both sides begin with the same messages, up to the assistant's.")
-    _check_tools(row)
+    _check_beside(row)
 
 
 def shared_messages(chosen: list[dict], rejected: list[dict]) -> int:
@@ -79,10 +79,15 @@ def _said(message: dict) -> tuple:
     return message.get("role"), message.get("content") or "", message.get("reasoning_content") or "", calls
 
 
-def _check_tools(row: dict) -> None:
-    """``tools`` beside the messages: a list, or the JSON text of one, or nothing."""
+def _check_beside(row: dict) -> None:
+    """Beside the messages: ``tools``, a list or the JSON text of one or nothing; and no system prompt, which would not
+    be read. (Where the first row of a file has one, ``foreign`` makes a message of it.)"""
     if row.get("tools"):
         json_list(row["tools"], "tools", "tools", "tools")
+    for name in ("system", "system_prompt"):
+        if isinstance(row.get(name), str) and row[name].strip():
+            raise DataError(f"{name} stands beside the messages, where it is not read.", field=name,
+                            hint='Write it as the first message: {"role": "system", "content": "..."}.')
 
 
 def _check_messages(messages: list, name: str) -> None:
@@ -109,14 +114,15 @@ def _check_messages(messages: list, name: str) -> None:
             raise DataError(f"{where}.content is empty.", field=f"{where}.content",
                             hint="Remove the row or give the message text.")
         for number, call in enumerate(_check_json_list(message, "tool_calls", where)):
-            called = call.get("function") or call
-            missing = [key for key in ("name", "arguments") if not isinstance(called, dict) or key not in called]
-            if missing and role == "assistant":  # nobody else's calls are read
-                raise DataError(f"{where}.tool_calls[{number}] has no {missing[0]}.", field=f"{where}.tool_calls",
+            if role != "assistant":  # nobody else's calls are read
+                continue
+            if missing := missing_in(call):
+                raise DataError(f"{where}.tool_calls[{number}] has no {missing}.", field=f"{where}.tool_calls",
                                 hint='Write a call as {"name": ..., "arguments": {...}}.')
-            if role == "assistant" and isinstance(called["arguments"], str) and not _is_json(called["arguments"]):
+            if not _is_json((call.get("function") or call)["arguments"]):
                 raise DataError(f"{where}.tool_calls[{number}].arguments is not valid JSON.",
-                                field=f"{where}.tool_calls", hint='Write an object, such as {"city": "Lisbon"}.')
+                                field=f"{where}.tool_calls",
+                                hint='Write an object, such as {"city": "Lisbon"}; JSON knows no NaN and no Infinity.')
         _check_json_list(message, "tools", where)
         if not isinstance(message.get("reasoning_content", ""), str | None):
             raise DataError(f"{where}.reasoning_content is {kind_of(message['reasoning_content'])}, not text.",
@@ -132,9 +138,10 @@ def _check_json_list(message: dict, name: str, where: str) -> list[dict]:
     return json_list(value, name, f"{where}.{name}", f"{where}.{name}") if value else []
 
 
-def _is_json(text: str) -> bool:
+def _is_json(value: Any) -> bool:
+    """Whether a text is JSON, or a value can be written as it: Python's reader takes NaN, a tool's will not."""
     try:
-        json.loads(text)
+        json.dumps(json.loads(value) if isinstance(value, str) else value, allow_nan=False)
     except (ValueError, RecursionError):
         return False
     return True

@@ -52,7 +52,17 @@ def write_merged(directory: Path | str, adapter: Path | str, base: Path | str | 
     if directory_of_tokenizer is None:
         raise CheckpointError(f"There is no tokenizer with the weights {base}.", field="tokenizer",
                               hint="Name the tokenizer that they were trained with: --tokenizer DIR.")
-    return save_huggingface(directory, source.config, weights, Tokenizer.load(directory_of_tokenizer), dtype)
+    return save_huggingface(directory, source.config, weights, _words(directory_of_tokenizer, source.config), dtype)
+
+
+def _words(directory: Path | str, model: ModelConfig) -> Tokenizer:
+    """The tokenizer in ``directory``. Raises ``CheckpointError`` where it has more entries than the model knows."""
+    tokenizer = Tokenizer.load(directory)
+    if tokenizer.vocab_size > model.vocab_size:
+        raise CheckpointError(f"The tokenizer {directory} has {tokenizer.vocab_size} entries, and the model knows "
+                              f"{model.vocab_size}.", field="tokenizer",
+                              hint="Name the tokenizer that the model was trained with.")
+    return tokenizer
 
 
 def is_ours(path: Path) -> bool:
@@ -75,7 +85,7 @@ def import_adapter(run: Path | str, adapter: Path | str, base: Path | str, *,
         if tokenizer is None and not found.has_tokenizer:
             raise CheckpointError(f"There is no usable tokenizer with the weights {base}.", field="tokenizer",
                                   hint="Name the tokenizer that they were trained with: --tokenizer DIR.")
-        words = Tokenizer.load(tokenizer or found.path)
+        words = _words(tokenizer or found.path, model)
         manifest = Manifest(
             stage="import", step=0, tokens=0, attempt=0, world_size=1, loss=None, eval_loss=None,
             model=model.as_dict(), config_fingerprint="", data_fingerprint="", tokenizer_fingerprint=words.fingerprint,

@@ -16,7 +16,7 @@ from torch import Tensor
 from minimind.errors import CheckpointError
 from minimind.formats.hf_config import CONFIG_FILE, hf_config, inexpressible, read_hf_config, read_object
 from minimind.formats.new_directory import new_directory
-from minimind.formats.pth import read_pth
+from minimind.formats.pth import read_pth, to_float16
 from minimind.formats.tensors import cleaned
 from minimind.moe import split_experts
 from minimind.presets import ModelConfig
@@ -89,7 +89,8 @@ def save_huggingface(directory: Path | str, config: ModelConfig, weights: dict[s
     """Write a folder that ``AutoModelForCausalLM.from_pretrained`` and ``AutoTokenizer`` read; returns it.
 
     ``weights``: a state dict of ours. Written aside and renamed into place. Raises ``CheckpointError`` where no class
-    of Hugging Face's computes the same, and where there is something at ``directory`` already.
+    of Hugging Face's computes the same, for a weight that float16 cannot hold, and where there is something at
+    ``directory`` already.
     """
     directory = Path(directory)
     problem = inexpressible(config)
@@ -98,8 +99,9 @@ def save_huggingface(directory: Path | str, config: ModelConfig, weights: dict[s
                               hint="Save it as a .pth file, which upstream MiniMind reads.")
 
     def fill(aside: Path) -> None:
-        tensors = {n: t.detach().to("cpu", dtype).contiguous()
-                   for n, t in cleaned(split_experts(weights), config.tie_word_embeddings).items()}
+        tensors = cleaned(split_experts(weights), config.tie_word_embeddings)
+        tensors = to_float16(tensors) if dtype == torch.float16 else {
+            name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
         save_file(dict(sorted(tensors.items())), aside / WEIGHTS_FILE, metadata={"format": "pt"})
         write_json(aside / CONFIG_FILE, hf_config(config, tokenizer, str(dtype).removeprefix("torch.")))
         write_json(aside / "generation_config.json", {

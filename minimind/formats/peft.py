@@ -17,7 +17,7 @@ from minimind.config import ADAPTABLE
 from minimind.errors import CheckpointError
 from minimind.formats.hf_config import read_object
 from minimind.formats.huggingface import read_safetensors
-from minimind.formats.pth import read_pth
+from minimind.formats.pth import WRAPPERS, read_pth
 from minimind.formats.tensors import to_float32
 from minimind.lora import A, AdapterConfig, B
 from minimind.run_dir import write_json
@@ -49,7 +49,9 @@ REFUSED: tuple[tuple[str, tuple, str], ...] = (
 )
 #: beginnings that change the base's own weights: an adapter made so does not fit the base as it is
 REFUSED_BEGINNINGS = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_NAME = re.compile(r"(model\.layers\.\d{1,9}\.(?:self_attn|mlp)\.(\w+_proj))\.lora_([AB])\.weight")
+#: also without the outer ``model.`` (peft round a model without its head), and with the adapter's name behind A or B
+#: (the state dict of a ``PeftModel``, which ``save_pretrained`` takes it out of)
+_NAME = re.compile(r"(?:model\.)?(layers\.\d{1,9}\.(?:self_attn|mlp)\.(\w+_proj))\.lora_([AB])(?:\.\w+)?\.weight")
 
 
 def save_peft(directory: Path, adapter: AdapterConfig, weights: Mapping[str, Tensor], base: str) -> None:
@@ -117,11 +119,15 @@ def _weights(directory: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     given = read_pth(file) if file.name == PICKLE_FILE else read_safetensors(file)
     weights, targets = {}, set()
     for name, tensor in to_float32(given, file).items():
-        found = _NAME.fullmatch(name.removeprefix(PREFIX))
+        found = _NAME.fullmatch(WRAPPERS.sub("", name).removeprefix(PREFIX))
         if found is None or found[2] not in ADAPTABLE:
             raise CheckpointError(f"{file} has the tensor {name}, beside which our models have no adapter.",
                                   hint=f"Adapters can stand beside {', '.join(ADAPTABLE)} of every block.")
-        weights[found[1] + (A if found[3] == "A" else B)] = tensor
+        ours = f"model.{found[1]}" + (A if found[3] == "A" else B)
+        if ours in weights:
+            raise CheckpointError(f"{file} has two tensors for {ours}: it holds several adapters.",
+                                  hint="Save one of them: save_pretrained(..., selected_adapters=[NAME]).")
+        weights[ours] = tensor
         targets.add(found[2])
     if not weights:
         raise CheckpointError(f"{file} has no tensors.", hint="Export the adapter again.")

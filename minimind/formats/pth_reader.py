@@ -77,7 +77,8 @@ def _convert(path: str, out: str) -> None:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
             raise Unusable("objects", refused[1]) from None
-        raise Unusable("damaged", _first_line(error)) from None
+        reason = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))  # round it torch advises to trust the file
+        raise Unusable("damaged", reason[1] if reason else _first_line(error)) from None
     except MemoryError:
         raise
     except Exception as error:  # whatever a damaged file makes of the reader

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from minimind.attention import choose_kernel, missing_for
 from minimind.checkpoint import load_weights
 from minimind.config import DistillConfig
 from minimind.data.mixture import Source
@@ -57,5 +58,14 @@ class Distill:
         if length > positions:
             setup.trainer.reporter.warn(f"The teacher knows {positions} positions and rows have {length} tokens: what "
                                         "it thinks of tokens far behind is a guess. Choose a smaller max_seq_len.")
+        kernel = kernel_for(setup.trainer.resolved["attention"], device, dtype, teacher.config.head_dim)
         return Distillation(teacher.to(dtype), alpha=config.alpha, temperature=config.temperature,
-                            reverse=config.kl == "reverse")
+                            reverse=config.kl == "reverse", attention=kernel)
+
+
+def kernel_for(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """The run's attention kernel, where it can compute the teacher too: a float32 teacher of a bfloat16 student, or
+    one with other heads, may need another."""
+    if missing_for(kernel, device, dtype, head_dim) is None:
+        return kernel
+    return choose_kernel("auto", device, dtype, head_dim)[0]

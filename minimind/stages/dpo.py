@@ -23,8 +23,9 @@ class Dpo(Sft):
 
     def data(self, sources: Sequence[Source], max_seq_len: int, eval_fraction: float) -> Data:
         """Rows of whole pairs: each side has at most ``max_seq_len`` tokens, a row twice as many."""
-        nothing = DataError(f"Every prompt fills the window of {max_seq_len} tokens, so no answer is left to compare.",
-                            field="max_seq_len", hint="Choose a larger max_seq_len, or shorten the prompts.")
+        nothing = DataError(f"Every prompt fills the window of {max_seq_len} tokens, or both answers are equal in it, "
+                            "so nothing is left to compare.", field="max_seq_len",
+                            hint="Choose a larger max_seq_len, or shorten the prompts.")
         data = lay_out(sources, max_seq_len, eval_fraction, pack_pairs, nothing=nothing, row_tokens=2 * max_seq_len)
         cut, dropped, of = data.counts["cut"], data.counts["dropped"], data.report["documents"]
         if cut:
@@ -33,7 +34,8 @@ class Dpo(Sft):
         if dropped:
             first = f" (the first is pair {data.counts['first_dropped']})" if len(sources) == 1 else ""
             data.warnings.append(f"{dropped} of {of // 2} pairs were left out{first}: the prompt alone fills the "
-                                 f"window of {max_seq_len} tokens. A larger max_seq_len keeps them.")
+                                 f"window of {max_seq_len} tokens, or both answers are equal in it. A larger "
+                                 "max_seq_len keeps them.")
         return data
 
     def objective(self, setup: Setup) -> Preference:

@@ -129,7 +129,7 @@ class Endpoint:
                 hint=f"It serves {', '.join(known)}." if known else "The address ends before /chat/completions, "
                                                                     "mostly in /v1.")
         if 300 <= status < 400:
-            place = (headers.get("Location") or "")[:200]
+            place = self._clean(headers.get("Location") or "")
             return TeacherError(f"{where} sends on to {place or 'another place'} (status {status}), where nobody goes.",
                                 field="endpoint", hint="Give the address that it leads to, if you trust it.")
         return TeacherError(f"{where} refuses the request (status {status}){quoted}", field="endpoint",
@@ -140,7 +140,7 @@ class Endpoint:
         try:
             status, _, raw = self._request("GET", "/models", None)
             listed = json.loads(raw)["data"] if status == 200 else []
-            return [str(item["id"])[:100] for item in listed[:10]]
+            return [self._clean(str(item["id"]))[:100] for item in listed[:10]]
         except (_MayPass, TeacherError, ValueError, KeyError, TypeError):
             return []
 

@@ -18,6 +18,8 @@ from minimind.data.layouts import read_lines
 from minimind.errors import DataError
 
 SHAPE = '{"question": "..."}, {"prompt": "..."} or {"conversations": [{"role": "user", "content": "..."}, ...]}'
+#: whose lines are no questions
+TABLES_AND_ARCHIVES = (".csv", ".tsv", ".parquet", ".gz", ".zip")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,9 @@ def read_questions(path: Path | str, limit: int | None = None) -> Iterator[Quest
     """The first ``limit`` questions of a file, in its order. Conversations with tools are passed over: a teacher is
     given none, so it would answer something else. Raises ``DataError``."""
     path, number = Path(path), 0
+    if path.suffix.lower() in TABLES_AND_ARCHIVES:
+        raise DataError(f"{path.name} is a table or an archive, and questions are read from lines.", field="questions",
+                        hint=f"Convert it first: python -m minimind.data.foreign {path.name} --out questions.jsonl")
     is_json: bool | None = False if path.suffix.lower() == ".txt" else None
     for line_number, line in _lines(path):
         if is_json is None:

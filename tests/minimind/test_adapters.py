@@ -109,6 +109,23 @@ def test_types_scales_and_pickles_of_peft(folder: Callable[..., Path], monkeypat
     assert len(read_adapter(path)[1]) == len(tensors) and asked == [path / "adapter_model.bin"]
 
 
+@pytest.mark.parametrize("renamed", [
+    lambda name: name.replace(".weight", ".default.weight"), lambda name: f"module.{name}",
+    lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."),
+    lambda name: name.removeprefix("base_model.model."), lambda name: name.replace(".model.model.", ".model.")],
+    ids=["named", "ddp", "compiled", "bare", "headless"])
+def test_names_as_they_come_from_other_places(folder: Callable[..., Path], renamed: Callable[[str], str]) -> None:
+    """The state dict of a PeftModel, wrappers round the model, and a model without its head."""
+    file = folder() / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({renamed(name): tensor for name, tensor in tensors.items()}, file)
+    adapter, weights = read_adapter(folder())
+    assert adapter == PLAIN and all(torch.equal(t, weights[n]) for n, t in weights_of(PLAIN).items())
+    save_file({**tensors, **{name.replace(".weight", ".x.weight"): t.clone() for name, t in tensors.items()}}, file)
+    with pytest.raises(CheckpointError, match="it holds several adapters"):
+        read_adapter(folder())
+
+
 @pytest.mark.parametrize(("changes", "says"), [
     ({"peft_type": "IA3"}, "peft_type is 'IA3'"), ({"use_dora": True}, "use_dora is True: DoRA"),
     ({"rank_pattern": {"q_proj": 8}}, "rank_pattern is .*: ranks that differ"),
@@ -234,6 +251,22 @@ def test_merged_folders(tmp_path: Path, base: Path, folder: Callable[..., Path])
     with pytest.raises(CheckpointError, match="no tokenizer with the weights"):
         write_merged(tmp_path / "no", path, bare)
     assert write_merged(tmp_path / "yes", path, bare, tokenizer=base).is_dir() and not (tmp_path / "no").exists()
+
+
+def test_what_would_make_a_useless_model(tmp_path: Path, base: Path, folder: Callable[..., Path]) -> None:
+    """A tokenizer with tokens that the model does not know, and numbers beyond float16."""
+    large = Tokenizer.train(["other words for a larger vocabulary, of which there are many"] * 5, 330)
+    large.save(tmp_path / "large")
+    assert large.vocab_size > SHAPE.vocab_size
+    for make in (lambda: write_merged(tmp_path / "no", folder(), base, tokenizer=tmp_path / "large"),
+                 lambda: import_adapter(tmp_path / "no", folder(), base, tokenizer=tmp_path / "large")):
+        with pytest.raises(CheckpointError, match="entries, and the model knows 300"):
+            make()
+    file = folder() / "adapter_model.safetensors"
+    save_file({name: tensor * 1e4 for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(CheckpointError, match="float16 cannot hold"):
+        write_merged(tmp_path / "no", folder(), base, dtype=torch.float16)
+    assert not (tmp_path / "no").exists()
 
 
 def test_the_command_line(tmp_path: Path, base: Path, folder: Callable[..., Path],

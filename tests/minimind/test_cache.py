@@ -99,6 +99,15 @@ def test_it_is_made_once_and_its_name_says_what_decides_it(tmp_path: Path, token
     assert opened(data, other, tmp_path).path != first.path
 
 
+def test_another_way_of_reading_files_of_others_gives_another_name(tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, ours = tmp_path / "a.json", write_texts(tmp_path / "d.jsonl")
+    theirs.write_text('[{"instruction": "Who?", "input": "", "output": "Me."}]')
+    before = content_hash(theirs), content_hash(ours)
+    monkeypatch.setattr("minimind.data.cache.CONVERSION_VERSION", 0)
+    assert content_hash(theirs) != before[0] and content_hash(ours) == before[1]
+
+
 def test_two_makers_at_once(tmp_path: Path, tokenizer: Tokenizer) -> None:
     data = write_texts(tmp_path / "d.jsonl", count=3000)
     meeting = threading.Barrier(2)

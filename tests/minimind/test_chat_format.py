@@ -300,6 +300,11 @@ def test_an_empty_reasoning_says_that_the_content_has_none():
     assert kept["reasoning_content"] == ""
 
 
+def test_json_takes_the_options_of_hugging_faces_templates():
+    template = "{{ messages | tojson(ensure_ascii=False, separators=(',', ':'), sort_keys=True) }}"
+    assert render_template(template, messages=[{"b": "é", "a": 1}]) == '[{"a":1,"b":"é"}]'
+
+
 DOUBLING = "{% set ns = namespace(s='ab') %}{% for i in range(64) %}BODY{% endfor %}"
 
 
@@ -316,7 +321,7 @@ DOUBLING = "{% set ns = namespace(s='ab') %}{% for i in range(64) %}BODY{% endfo
     "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
     "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(50) }}",
     "{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{% include 'x' %}", "{% if %}", "{{ missing.field }}",
-    "{{ raise_exception('not like this') }}",
+    "{{ raise_exception('not like this') }}", "{{ range(999) | list | tojson(separators=('x' * 9999, ':')) }}",
 ])
 def test_a_hostile_template_ends_soon_and_in_one_sentence(template):
     start = time.monotonic()

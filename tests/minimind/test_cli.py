@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from minimind import cli, job
-from minimind.config import STAGES
+from minimind.config import STAGES, parse_config
 from minimind.errors import ConfigError
 from minimind.run_dir import RunDir, write_json
 from tests.minimind.training import ROOT, TINY, result, run, write_dialogues, write_texts
@@ -74,6 +74,12 @@ def test_mistakes_are_named(words: list[str], says: str) -> None:
     with pytest.raises(ConfigError) as raised:
         cli.parse(words)
     assert says in str(raised.value)
+
+
+def test_a_long_value_is_quoted_by_its_beginning() -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_config("sft", {"batch_size": "x" * 100_000})
+    assert "batch_size = 'xxx" in str(raised.value) and len(str(raised.value)) < 500
 
 
 @pytest.fixture

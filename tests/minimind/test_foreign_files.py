@@ -108,12 +108,22 @@ def test_other_encodings_are_not_guessed(tmp_path: Path, text: str, encoding: st
         assert [row for _, _, row in source.rows()] == [{"text": text}]
 
 
+def test_one_broken_row_of_a_chinese_file_is_named(tmp_path: Path) -> None:
+    """And not the first row that is no UTF-8."""
+    path = tmp_path / "a.csv"
+    rows = ["ask,answer\n", *[f"{ZH},{ZH}\n"] * 9]
+    path.write_bytes("".join(rows).encode("gbk") + b"\xff\xff,x\n")
+    with pytest.raises(DataError, match="a.csv line 11 is not GB18030") as caught:
+        layouts.scan(path)
+    assert caught.value.line == 11
+
+
 def test_the_end_of_ascii_is_far_away(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b"ask,answer\n" + (b"Who?," + b"M" * 100_000 + b"e.\n") * 40 + f"{ZH},{ZH}\n".encode("gbk"))
     assert layouts.scan(path).rows == 41
     path.write_bytes(path.read_bytes()[:-1] + b"\xff\xff\n")
-    with pytest.raises(DataError, match="a.csv line 42 is not UTF-8"):
+    with pytest.raises(DataError, match="a.csv line 42 is not GB18030"):
         layouts.scan(path)
 
 
@@ -144,7 +154,8 @@ def test_packed_files(tmp_path: Path) -> None:
     (lambda z: z.writestr("a/..\\..\\evil.jsonl", "{}"), "leads out"),
     (lambda z: z.writestr("C:evil.jsonl", "{}"), "leads out"),
     (lambda z: z.writestr("notes.md", "x"), "holds no data file"),
-    (lambda z: z.writestr("a.zip", "x"), "holds no data file"),
+    (lambda z: z.writestr("a.zip", "x"), "holds no data file, only other archives"),
+    (lambda z: z.writestr("a.jsonl", gzip.compress(b"x")), "a.jsonl in z.zip is packed twice"),
     (lambda z: z.writestr("zeros.txt", b"\n" * (3 << 20)), "far more than data"),
     (lambda z: [z.writestr(f"{i}.txt", "") for i in range(20)], "20 files; 10 is the most"),
 ])

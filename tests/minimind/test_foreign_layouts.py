@@ -79,6 +79,15 @@ ROWS = [
         {"role": "assistant", "content": [{"type": "text", "value": "Yes."}]}]}, "openai",
      talk(user("Rain?"), says("", reasoning_content="I look.", tool_calls=[CALL]),
           {"role": "tool", "content": "yes"}, says("Yes."))),
+    ("tools-in-the-system-message", {"messages": [
+        {"role": "system", "content": "", "tools": json.dumps([TOOL])}, user("Rain?"), says("No.")]}, "openai",
+     talk({"role": "system", "content": "", "tools": [SCHEMA]}, user("Rain?"), says("No."))),
+    ("system-beside-messages", {"system": "Hm.", **QA}, "openai",
+     talk({"role": "system", "content": "Hm."}, user("Who?"), says("Me."))),
+    ("roles-with-values", {"conversations": [{"role": "user", "value": "Who?"}, {"role": "assistant", "value": "Me."}]},
+     "openai", QA),
+    ("sharegpt-bing", {"conversations": [{"from": "human", "value": "Who?"}, {"from": "bing", "value": "Me."}]},
+     "sharegpt", QA),
     ("reasoning", {"messages": [user("Who?"), says("Me.", reasoning_content="Easy.")]}, "openai",
      talk(user("Who?"), says("Me.", reasoning_content="Easy."))),
     ("conversations-of-parts", {"conversations": [user("Who?"), says([{"type": "text", "text": "Me."}])]}, "openai",
@@ -112,6 +121,12 @@ ROWS = [
     ("preference-lists", {"prompt": [user("Who?")], "chosen": [says("Me.")], "rejected": [says("You.")]}, "preference",
      BETTER),
     ("preference-whole", {"prompt": "Who?", **BETTER}, "preference", BETTER),
+    ("preference-system-whole", {"system": "Hm.", **BETTER}, "preference",
+     {side: [{"role": "system", "content": "Hm."}, *said] for side, said in BETTER.items()}),
+    ("preference-system-in-the-prompt", {"prompt": [{"role": "system", "content": "Hm."}, user("Who?")], **BETTER},
+     "preference", {side: [{"role": "system", "content": "Hm."}, *said] for side, said in BETTER.items()}),
+    ("preference-responses", {"question": "Who?", "response_chosen": "Me.", "response_rejected": "You."}, "preference",
+     BETTER),
     ("preference-alpaca", {"instruction": "Add.", "input": "1 + 1", "chosen": "2", "rejected": "3"}, "preference",
      {"chosen": [user("Add.\n1 + 1"), says("2")], "rejected": [user("Add.\n1 + 1"), says("3")]}),
     ("preference-human", {"chosen": "\n\nHuman: Who?\n\nAssistant: Me.",
@@ -162,6 +177,46 @@ def test_rated_answers_to_one_prompt_make_pairs(tmp_path: Path) -> None:
     assert "kto_good" in caught.value.hint
 
 
+@pytest.mark.parametrize("words", [(1, 0), ("1", "0"), (1.0, 0.0), ("True", "False")])
+def test_ratings_in_numbers_and_words(tmp_path: Path, words: tuple) -> None:
+    """Bad answers are never read as good ones. A column that says 1 alone may be anything."""
+    rows = [{**row, "label": words[not row["label"]]} for row in KTO]
+    assert [row for _, row in layouts.iter_rows(write(tmp_path / "kto.jsonl", *rows))] == [BETTER]
+    lone = layouts.scan(write(tmp_path / "lone.jsonl", *[{**row, "label": 1} for row in KTO]))
+    assert lone.layout == "conversations" and "has a column label of ones or zeros" in lone.warnings[0]
+
+
+def test_raters_who_disagree_make_no_pair_of_one_answer(tmp_path: Path) -> None:
+    rows = [{"prompt": "Who?", "completion": said, "label": label}
+            for said, label in (("Me.", True), ("Me.", False), ("You.", False), ("Us.", True))]
+    path = write(tmp_path / "kto.jsonl", *rows)
+    pairs = [(row["chosen"][-1]["content"], row["rejected"][-1]["content"]) for _, row in layouts.iter_rows(path)]
+    assert pairs == [("Me.", "You."), ("Us.", "Me.")]
+
+
+@pytest.mark.parametrize(("empty", "filled", "expected"), [
+    ({"history": []}, {"history": [["Well?", "Well."]]}, [user("Well?"), says("Well."), user("Who?"), says("Me.")]),
+    ({"system": ""}, {"system": "Hm."}, [{"role": "system", "content": "Hm."}, user("Who?"), says("Me.")]),
+    ({"system": None}, {"system": "Hm."}, [{"role": "system", "content": "Hm."}, user("Who?"), says("Me.")]),
+    ({"input": None}, {"input": "Really?"}, [user("Who?\nReally?"), says("Me.")]),
+])
+def test_a_column_may_be_empty_at_first(tmp_path: Path, empty: dict, filled: dict, expected: list) -> None:
+    """More rows than a file is recognised by say nothing in it."""
+    rows = [{**GOOD, **empty}] * 25 + [{**GOOD, **filled}]
+    *_, (_, last) = layouts.iter_rows(write(tmp_path / "a.jsonl", *rows))
+    assert last["conversations"] == expected
+    if "system" in empty:  # beside messages too
+        *_, (_, last) = layouts.iter_rows(write(tmp_path / "b.jsonl", *[{**QA, **empty}] * 25, {**QA, **filled}))
+        assert last["conversations"] == expected
+
+
+def test_a_cell_that_is_no_number_is_empty(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", *[{**GOOD, "input": float("nan")}] * 20, {**GOOD, "output": float("nan")})
+    found = layouts.scan(path)
+    assert found.rows == 20 and "line 21: output is empty" in found.warnings[0]
+    assert {json.dumps(row) for _, row in layouts.iter_rows(path)} == {json.dumps(QA)}
+
+
 GOOD = {"instruction": "Who?", "input": "", "output": "Me."}
 
 
@@ -181,6 +236,13 @@ def test_rows_without_use_are_left_out_and_counted(tmp_path: Path, row: dict, sa
     with pytest.raises(DataError, match=f"2 of 4 rows cannot be used; the first: a.jsonl line 2: {said}") as caught:
         layouts.scan(write(tmp_path / "a.jsonl", GOOD, row, GOOD, row))
     assert (caught.value.line, caught.value.field) == (2, field)
+
+
+def test_a_side_of_an_empty_system_message_is_left_out(tmp_path: Path) -> None:
+    good = {"prompt": "Who?", "chosen": [says("Me.")], "rejected": [says("You.")]}
+    bad = {**good, "rejected": [{"role": "system", "content": ""}]}
+    found = layouts.scan(write(tmp_path / "a.jsonl", *[good] * 20, bad))
+    assert found.rows == 20 and "line 21: rejected has nothing but an empty message" in found.warnings[0]
 
 
 def test_a_training_says_once_what_was_left_out(tmp_path: Path) -> None:
@@ -215,6 +277,8 @@ def tool_row(call: str) -> dict:
     (tool_row(json.dumps(CALL)), tool_row('{"name": "f", "arguments": "{x"}'), "arguments is not valid JSON",
      "conversations[1].value.arguments"),
     (tool_row(json.dumps(CALL)), {**tool_row(json.dumps(CALL)), "tools": "[{"}, "tools is not valid JSON", "tools"),
+    (tool_row(json.dumps(CALL)), tool_row('{"name": "f", "arguments": {"x": NaN}}'), "arguments is not valid JSON",
+     "conversations[1].tool_calls"),
     ({"prompt": "Who?", "chosen": "Me.", "rejected": "You."}, {"prompt": "Who?", "chosen": "Me.", "rejected": "Me."},
      "chosen and rejected are equal", "rejected"),
 ])

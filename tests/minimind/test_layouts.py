@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -89,6 +90,12 @@ def test_a_directory_is_its_files_in_order(tmp_path):
     ("conversations", json.dumps({**talk(USER, ANSWER), "tools": "abc"}), "tools is not a JSON list", "tools"),
     ("conversations", json.dumps(talk(USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": "{broken"}]})),
      "tool_calls[0].arguments is not valid JSON", "conversations[1].tool_calls"),
+    ("conversations", json.dumps(talk(USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": {"x": math.nan}}]})),
+     "tool_calls[0].arguments is not valid JSON", "conversations[1].tool_calls"),
+    ("conversations", json.dumps(talk(USER, {**ANSWER, "tool_calls": [{"name": None, "arguments": {}}]})),
+     "tool_calls[0] has no name", "conversations[1].tool_calls"),
+    ("conversations", json.dumps({**talk(USER, ANSWER), "system": "Hm."}), "system stands beside the messages",
+     "system"),
     ("conversations", json.dumps(talk({"role": "user", "content": None, "tool_calls": [{"a": 1}]}, ANSWER)),
      "content is empty", "conversations[0].content"),
     ("questions", '{"question": " "}', "question is empty", "question"),
@@ -149,6 +156,15 @@ def test_the_wrong_layout_says_which_one_it_is(tmp_path):
     path.write_text(json.dumps(GOOD["conversations"]))
     with pytest.raises(DataError, match="text is missing.*layout conversations"):
         list(iter_rows(path, "text"))
+
+
+def test_scan_warns_of_answers_that_say_nothing(tmp_path):
+    path = tmp_path / "data.jsonl"
+    call = {**ANSWER, "content": None, "tool_calls": [{"name": "f", "arguments": {}}]}
+    rows = [talk(USER, ANSWER), talk(USER, call, ANSWER), talk(USER, {**ANSWER, "content": " "}, USER, ANSWER)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    [said] = scan(path).warnings
+    assert "1 of 3 conversations have an empty answer" in said
 
 
 def test_scan_warns_stops_and_reports(tmp_path):

@@ -200,6 +200,7 @@ def test_beside_experts_there_are_none() -> None:
     assert adapter_for(parse_config("lora", {}), QWEN) == AdapterConfig(16, 32.0, 0.0, ADAPTABLE)
     assert adapter_for(parse_config("lora", {"lora_targets": ["o_proj", "q_proj", "o_proj"], "lora_alpha": 4}),
                        QWEN) == AdapterConfig(16, 4.0, 0.0, ("q_proj", "o_proj"))
+    assert adapter_for(parse_config("lora", {"lora_rank": 7, "lora_alpha": 29}), QWEN).alpha == 29  # and not nearly
     with pytest.raises(ConfigError, match="names up_proj, and the base checkpoint has experts there"):
         adapter_for(parse_config("lora", {"lora_targets": ["q_proj", "up_proj"]}), MOE)
     for shape in (MOE, SHARED_MOE):

@@ -92,6 +92,17 @@ def test_distillation_is_pytorchs_kl_div_written_out(monkeypatch: pytest.MonkeyP
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
+def test_a_float32_teacher_of_a_bfloat16_student_is_not_rounded() -> None:
+    torch.manual_seed(0)
+    x, weight, teacher_x, teacher_weight = (torch.randn(*shape) for shape in ((40, 8), (31, 8), (40, 12), (31, 12)))
+    with torch.autocast("cpu", torch.bfloat16):
+        kl = losses.linear_distillation(x, weight, torch.zeros(40, dtype=torch.long), teacher_x, teacher_weight,
+                                        alpha=0.0, temperature=1.0, reverse=False)[2]
+    student = F.log_softmax((x.bfloat16() @ weight.bfloat16().T).float(), dim=-1)
+    teacher = F.log_softmax(teacher_x @ teacher_weight.T, dim=-1)
+    assert float(kl) == pytest.approx(float(F.kl_div(student, teacher, log_target=True, reduction="sum")), rel=1e-6)
+
+
 def test_distillation_where_nothing_is_learnt_is_zero() -> None:
     x, weight = torch.randn(2, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True)
     loss, ce, kl = losses.linear_distillation(x, weight, torch.full((2,), losses.IGNORE), torch.randn(2, 3),

@@ -18,6 +18,7 @@ from minimind.model import MiniMindForCausalLM
 from minimind.objectives import Batch, Distillation, NextToken, Preference, Reference, answer_logps
 from minimind.optim import Optimizer
 from minimind.presets import ModelConfig
+from minimind.stages.distill import kernel_for
 from minimind.step import Stepper
 from tests.minimind.test_packing import make_cache
 
@@ -103,6 +104,26 @@ def test_loss_and_gradients_are_those_of_the_formula(tmp_path: Path, loss_type: 
         torch.testing.assert_close(got[name], parameter.grad, atol=2e-6, rtol=2e-4, msg=name)
 
 
+@pytest.mark.parametrize("loss_type", ["sigmoid", "simpo"])
+def test_a_row_may_come_twice_in_a_micro_batch(tmp_path: Path, loss_type: str) -> None:
+    """A mixture takes the rows of a small source several times: every pair is still compared with itself."""
+    rows, plain = pairs(tmp_path / "cache")
+    policy, base = model(1), model(2)
+    kept = reference_of(base, plain) if loss_type == "sigmoid" else None
+    ours = stepper(policy, rows, Preference(loss_type, 0.3, 0.0, kept), 100)
+    numbers = np.array([0, 1, 0, 0])
+    totals = ours.accumulate(Window(1, 0, 0, numbers))
+    got = {name: p.grad.clone() for name, p in policy.named_parameters()}
+    policy.zero_grad()
+    documents = np.concatenate([rows.documents[rows.pieces(np.array([n]))] for n in numbers])
+    taken = [plain[document // 2] for document in documents if document % 2 == 0]
+    expected = written_out(loss_type, 0.3, 0.0, policy, base, taken)
+    expected.backward()
+    assert float(totals[0]) / len(taken) == pytest.approx(float(expected.detach()), rel=1e-5)
+    for name, parameter in policy.named_parameters():
+        torch.testing.assert_close(got[name], parameter.grad, atol=2e-6, rtol=2e-4, msg=name)
+
+
 def test_answers_are_added_up_piece_by_piece() -> None:
     """More pieces than are added up at once, of all lengths, some without an answer."""
     rng = np.random.default_rng(1)
@@ -165,6 +186,22 @@ def test_the_student_moves_towards_the_teacher_alone(tmp_path: Path) -> None:
     assert max(float(p.grad.abs().max()) for p in same.parameters()) < 1e-5
 
 
+def test_a_teacher_has_an_attention_kernel_of_its_own(tmp_path: Path) -> None:
+    """A GPU's kernels for streams know neither float32 nor every size of heads."""
+    gpu = torch.device("cuda")
+    for kernel in ("varlen", "flash_attn"):
+        assert kernel_for(kernel, gpu, torch.float32, 64) == "sdpa" == kernel_for(kernel, gpu, torch.bfloat16, 12)
+    assert kernel_for("flex", gpu, torch.float32, 64) == "flex"
+    rows, _ = pairs(tmp_path / "cache")
+    student = model(1)
+    ours = stepper(student, rows, Distillation(model(2), alpha=0.5, temperature=2.0, reverse=False), 100)
+    batch = ours.batch(np.arange(2))
+    hidden = student.hidden(batch.ids, segments=batch.segments)
+    strange = batch._replace(segments=Segments(batch.segments.lengths, "varlen"))
+    one, other = (ours.objective(hidden, student.output_weight, b)[0] for b in (batch, strange))
+    assert one.item() == other.item()
+
+
 def test_alpha_one_is_fine_tuning(tmp_path: Path) -> None:
     rows, _ = pairs(tmp_path / "cache")
     one, other = model(1), model(1)
@@ -201,3 +238,13 @@ def test_long_sides_lose_their_end_and_long_prompts_their_pair(tmp_path: Path) -
     assert max(lengths) == 6 and int((targets != -100).sum()) == int(rows.targets.sum()) == 3 + 1 + 1 + 2
     assert F.one_hot(torch.tensor(lengths)).sum(0).tolist()[3:7] == [1, 2, 0, 1]
     assert len(tokens) == 6 + 4 + 3 + 4
+
+
+def test_sides_that_a_cut_makes_equal_are_left_out(tmp_path: Path) -> None:
+    """In a window of 6 the first pair differs only behind it; in the second one side ends before."""
+    same = [3, 4, 5, 6, 7, 8]
+    documents = [[*same, 9], [*same, 10, 11], [*same, 9], same, [*same[:5], 9, 9], [*same[:5], 10, 10]]
+    masks = [[0, 0] + [1] * (len(ids) - 2) for ids in documents]
+    rows, counts = pack_pairs(make_cache(tmp_path / "cache", documents, masks), np.arange(6), 6)
+    assert sorted(rows.documents.tolist()) == [4, 5]
+    assert counts == {"cut": 2, "cut_tokens": 2, "dropped": 2, "dropped_tokens": 7 + 8 + 7 + 6, "first_dropped": 1}

@@ -8,12 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from minimind.data import starter
+from minimind.data import foreign, starter
 from minimind.data.layouts import iter_rows
 from minimind.errors import DataError
 from minimind.teach.__main__ import _Line, main, make_teacher, parser
@@ -124,7 +125,13 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_an_interrupted_run_goes_on_to_the_same_file(tmp_path, serve, concurrency):
-    server = serve()
+    turns = threading.Semaphore(20 + concurrency)  # so that the server is never further than what was written down
+
+    def reply(body: dict, count: int) -> tuple:
+        turns.acquire()
+        return echo(body, count)
+
+    server = serve(reply)
     questions = write_questions(tmp_path / "questions.jsonl", 20)
     assert run(tmp_path, server.url, out="whole.jsonl", questions=questions) == 0
     asked = parser().parse_args(["--questions", str(questions), "--out", str(tmp_path / "out.jsonl"), "--endpoint",
@@ -132,9 +139,15 @@ def test_an_interrupted_run_goes_on_to_the_same_file(tmp_path, serve, concurrenc
     teacher = make_teacher(asked, has_answered=False)
     options = {**teacher.identity(), "system": "", "temperature": None, "max_tokens": 1024, "seed": None}
 
+    done = 0
+
     def stop(progress: Progress) -> None:
+        nonlocal done
         if progress.done >= 7:
             raise Stop
+        if progress.done > done:
+            turns.release(progress.done - done)
+            done = progress.done
 
     part = tmp_path / "out.jsonl.part"
     with Journal(part, options) as journal, pytest.raises(Stop):
@@ -142,6 +155,7 @@ def test_an_interrupted_run_goes_on_to_the_same_file(tmp_path, serve, concurrenc
     with open(part, "ab") as file:
         file.write(b'{"n": 19, "q": "torn')
     assert 7 <= part.read_bytes().count(b'"answer"') <= 7 + concurrency
+    turns.release(100)
     assert run(tmp_path, server.url, questions=questions) == 0
     assert len(server.bodies) <= 20 + 20 + concurrency, "only what was on its way is asked twice"
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
@@ -212,6 +226,16 @@ def test_questions_of_every_shape(tmp_path):
     (tmp_path / "q.txt").write_text("one?\n\n{two?}\r\n三？")
     assert [q.messages[0]["content"] for q in read_questions(tmp_path / "q.txt")] == ["one?", "{two?}", "三？"]
     assert len(list(read_questions(tmp_path / "q.txt", limit=2))) == 2
+
+
+def test_the_header_of_a_table_is_no_question(tmp_path):
+    (tmp_path / "q.csv").write_text("question\nWho?\n")
+    with pytest.raises(DataError, match="q.csv is a table or an archive") as caught:
+        list(read_questions(tmp_path / "q.csv"))
+    with foreign.Source(tmp_path / "q.csv") as source:  # as the hint says
+        foreign.write_canonical(source, tmp_path / "questions.jsonl")
+    assert "minimind.data.foreign q.csv" in caught.value.hint
+    assert [q.messages[0]["content"] for q in read_questions(tmp_path / "questions.jsonl")] == ["Who?"]
 
 
 @pytest.mark.parametrize(("content", "line", "field"), [

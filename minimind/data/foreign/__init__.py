@@ -19,6 +19,15 @@ By hand: ``python -m minimind.data.foreign FILE [--mapping JSON] [--out data.jso
 """
 
 from minimind.data.foreign.mapping import LAYOUTS, checked
-from minimind.data.foreign.source import Report, Source, data_suffixes, inspect, is_foreign, write_canonical
+from minimind.data.foreign.source import (
+    CONVERSION_VERSION,
+    Report,
+    Source,
+    data_suffixes,
+    inspect,
+    is_foreign,
+    write_canonical,
+)
 
-__all__ = ["LAYOUTS", "Report", "Source", "checked", "data_suffixes", "inspect", "is_foreign", "write_canonical"]
+__all__ = ["CONVERSION_VERSION", "LAYOUTS", "Report", "Source", "checked", "data_suffixes", "inspect", "is_foreign",
+           "write_canonical"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -113,8 +114,9 @@ class Converter:
         names = self.mapping["chosen"], self.mapping["rejected"]
         sides = [self._side(row.get(name), name) for name in names]
         prompt = self._prompt(row)
-        if prompt and all(side[0]["role"] != "assistant" for side in sides):
-            prompt = []  # both sides repeat it
+        if prompt and all(side[0]["role"] != "assistant" for side in sides):  # both repeat it, but for the system's
+            system = prompt[:1] if prompt[0]["role"] == "system" else []
+            prompt, sides = [], [side if side[0]["role"] == "system" else [*system, *side] for side in sides]
         if not prompt and isinstance(row.get(names[0]), str) and not _HUMAN.match(row[names[0]]):
             raise LeaveOut("question", "the row has no question that its answers belong to")
         chosen, rejected = ([*prompt, *answered(side, name)] for side, name in zip(sides, names, strict=True))
@@ -135,11 +137,17 @@ class Converter:
         tools = self._with_tools(row, {})
         key = hashlib.sha256(json.dumps([prompt, tools], sort_keys=True).encode("utf-8", "surrogatepass")).digest()
         good, bad = self._waiting[key]
-        (good if is_good else bad).append(answer)
-        if good and bad:
-            yield {"chosen": prompt + good.pop(0), "rejected": prompt + bad.pop(0), **tools}
-            if not good and not bad:
-                del self._waiting[key]
+        own, others = (good, bad) if is_good else (bad, good)
+        # One answer that some found good and others bad is no pair with itself.
+        place = next((place for place, other in enumerate(others) if other != answer), None)
+        if place is None:
+            own.append(answer)
+            return
+        other = others.pop(place)
+        chosen, rejected = (answer, other) if is_good else (other, answer)
+        yield {"chosen": prompt + chosen, "rejected": prompt + rejected, **tools}
+        if not good and not bad:
+            del self._waiting[key]
 
     def _kto_good(self, row: dict) -> Iterator[dict]:
         prompt, answer, is_good = self._rated(row)
@@ -149,9 +157,10 @@ class Converter:
     def _rated(self, row: dict) -> tuple[list[dict], list[dict], bool]:
         label = row.get(self.mapping["label"])
         known = {"true": True, "false": False, "1": True, "0": False, "good": True, "bad": False}
-        is_good = label if isinstance(label, bool) else known.get(str(label).lower())
+        is_good = label if isinstance(label, bool) else known.get(str(label).lower().removesuffix(".0"))
         if is_good is None:
-            raise LeaveOut(self.mapping["label"], f"{self.mapping['label']} is {str(label)[:40]!r}, not true or false")
+            said = "null" if label is None else repr(str(label)[:40])
+            raise LeaveOut(self.mapping["label"], f"{self.mapping['label']} is {said}, not true or false")
         if "messages" not in self.mapping:
             answer = self._side(row.get(self.mapping["answer"]), self.mapping["answer"])
             return self._prompt(row), answered(answer, self.mapping["answer"]), is_good
@@ -232,6 +241,8 @@ def _as_text(value: Any, name: str) -> str:
     """A cell as text: numbers as they are written, paragraphs joined. Raises ``LeaveOut`` for anything else."""
     if value is None or isinstance(value, str):
         return value or ""
+    if isinstance(value, float) and not math.isfinite(value):
+        return ""  # as programs for tables write a cell in which nothing stands
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     if isinstance(value, list) and all(isinstance(item, str) for item in value):

@@ -16,6 +16,8 @@ _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (code
 #: must be, and the two-byte codes of its common ideographs. Latin-1 read as either has nearly none.
 _CHINESE = {"gb18030": (0.4, 1, (0xB0A1, 0xF7FE)), "big5": (0.8, 3, (0xA440, 0xC67E))}
 _JUDGED_BYTES = 200_000
+#: so many characters that are not ASCII in front of a byte that does not fit are judged without what follows it
+_ENOUGH = 50
 _PUNCTUATION = frozenset("—―–‘’“”…‥、。〈〉《》「」『』【】〔〕·～！（），：；？．－￣％＋＝")
 
 
@@ -47,9 +49,9 @@ def _chinese_share(sample: bytes, encoding: str) -> float:
     """How much of what is not ASCII is what Chinese texts consist of; 0 where that is too little."""
     least, count, (low, high) = _CHINESE[encoding]
     try:
-        text = codecs.getincrementaldecoder(encoding)().decode(sample)
-    except UnicodeDecodeError:
-        return 0.0
+        text, fewest = codecs.getincrementaldecoder(encoding)().decode(sample), count
+    except UnicodeDecodeError as error:  # one broken row: whoever reads on will name its line
+        text, fewest = sample[:error.start].decode(encoding), _ENOUGH
     special = [c for c in text if not c.isascii()]
 
     def is_common(character: str) -> bool:
@@ -58,7 +60,7 @@ def _chinese_share(sample: bytes, encoding: str) -> float:
                                              and (encoding != "gb18030" or code & 0xFF >= 0xA1))
 
     share = sum(map(is_common, special)) / len(special) if special else 0.0
-    return share if share >= least and len(special) >= count else 0.0
+    return share if share >= least and len(special) >= fewest else 0.0
 
 
 def is_plain_utf8(sample: bytes) -> bool:

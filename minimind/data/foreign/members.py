@@ -141,7 +141,8 @@ def _of_zip(path: Path, shown: str, stack: ExitStack, is_partial: bool) -> list[
             found.append(Member(name, suffix, entry.compress_size,
                                 lambda e=entry, n=name, g=packed_inside: _open_entry(archive, e, n, g)))
     if not found:
-        raise DataError(f"{shown} holds no data file.",
+        archives = any(entry.filename.lower().endswith((".zip", ".tar", ".tgz", ".gz", ".7z")) for entry in entries)
+        raise DataError(f"{shown} holds no data file" + (", only other archives." if archives else "."),
                         hint=f"It should hold files ending in {', '.join(DATA_SUFFIXES)}.")
     return found
 

@@ -11,8 +11,8 @@ from minimind.errors import DataError
 ROLE_OF = {
     **dict.fromkeys(("user", "human", "usr", "prompter", "customer", "client", "patient", "student", "question"),
                     "user"),
-    **dict.fromkeys(("assistant", "gpt", "bot", "chatgpt", "chatbot", "model", "ai", "agent", "doctor", "teacher",
-                     "answer", "assistant_response", "output"), "assistant"),
+    **dict.fromkeys(("assistant", "gpt", "bot", "chatgpt", "chatbot", "bing", "bard", "claude", "model", "ai", "agent",
+                     "doctor", "teacher", "answer", "assistant_response", "output"), "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("tool", "function", "observation", "function_response", "tool_response", "tool_result",
                      "ipython"), "tool"),
@@ -59,6 +59,8 @@ def messages_of(value: Any, mapping: dict, name: str, *, merges: bool = False) -
             last["content"] += "\n" + message["content"]
         else:
             result.append(message)
+    if not result:  # a system's message that says nothing is none
+        raise LeaveOut(name, f"{name} has nothing but an empty message")
     return result
 
 
@@ -111,6 +113,8 @@ def _message(element: Any, role: str, mapping: dict, where: str) -> dict | None:
             message["reasoning_content"] = reasoning
         if calls:
             message["tool_calls"] = calls
+    if role == "system" and element.get("tools") and (tools := tools_of(element["tools"], f"{where}.tools")):
+        message["tools"] = tools
     if not content.strip() and len(message) == 2 and role != "tool":
         if role == "system":
             return None

@@ -20,6 +20,8 @@ TEXTS = ("text", "content", "body", "article", "story", "document", "passage", "
 TALKS = ("conversations", "conversation", "messages", "dialog", "dialogue", "dialogues", "utterances", "turns", "chat")
 SYSTEMS = ("system", "system_prompt")
 LABELS = ("label", "kto_tag", "is_good", "rating")
+CHOSEN = ("chosen", "chosen_response", "response_chosen", "response_j")
+REJECTED = ("rejected", "rejected_response", "response_rejected", "response_k")
 #: names that make a first row of a table a header without doubt
 KNOWN_NAMES = frozenset((*QUESTIONS, *ANSWERS, *TEXTS, *SYSTEMS, "rejected", "id", "label", "department", "category"))
 
@@ -39,7 +41,7 @@ class Seen:
 
     def value(self, key: str | None) -> Any:
         """The first value of a column that is not empty."""
-        return next((row[key] for row in self.rows if key in row and row[key] not in (None, "", [])), None)
+        return next((row[key] for row in self.rows if key in row and not _is_empty(row[key])), None)
 
     def find(self, names: Sequence[str], kinds: type | tuple[type, ...]) -> str | None:
         """The first of ``names`` that is there with a value of these types."""
@@ -49,12 +51,24 @@ class Seen:
                 return key
         return None
 
+    def find_any(self, names: Sequence[str], kinds: type | tuple[type, ...]) -> str | None:
+        """As ``find``, also where the first rows hold nothing in the column: those behind them may."""
+        for name in names:
+            key = self.names.get(name)
+            if key is not None and ((value := self.value(key)) is None or isinstance(value, kinds)):
+                return key
+        return None
+
     def texts(self) -> list[str]:
         """Columns that hold text in most rows."""
         def filled(key: str) -> int:
             return sum(isinstance(row.get(key), str) and bool(row[key].strip()) for row in self.rows)
 
         return [key for key in self.columns if 2 * filled(key) > len(self.rows)]
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value in ("", []) or value != value  # NaN, which is what tables have for nothing
 
 
 def recognise(rows: Sequence[Any]) -> tuple[dict, bool]:
@@ -78,6 +92,8 @@ def is_canonical(row: dict) -> str | None:
     """The layout of a row that training reads as it is; None for any other."""
     if isinstance(row.get("text"), str) and not {"instruction", "output"} <= row.keys():
         return "text"
+    if any(isinstance(row.get(name, 0), str | None) for name in SYSTEMS):
+        return None  # training reads system messages, and no column beside them
     if _has_roles(row.get("conversations")) and not {"chosen", "rejected"} & row.keys():
         return None if isinstance(row.get("label"), bool) else "conversations"
     if _has_roles(row.get("chosen")) and _has_roles(row.get("rejected")) and not (
@@ -90,10 +106,11 @@ def is_canonical(row: dict) -> str | None:
 
 
 def _has_roles(value: Any) -> bool:
-    """Our messages: a role and a plain text each, no parts and no names of others for roles."""
+    """Our messages: a role and a plain text each, no parts and no names of others for roles and texts."""
     return isinstance(value, list) and bool(value) and all(
         isinstance(m, dict) and m.get("role") in ("system", "user", "assistant", "tool")
-        and isinstance(m.get("content"), str | None) and "function_call" not in m for m in value)
+        and isinstance(m.get("content"), str | None) and "function_call" not in m
+        and ("content" in m or not m.keys() & set(CONTENT_KEYS)) for m in value)
 
 
 def _canonical(seen: Seen) -> dict | None:
@@ -103,12 +120,12 @@ def _canonical(seen: Seen) -> dict | None:
 
 def _extras(seen: Seen) -> dict:
     """Columns that many layouts have beside."""
-    found = {"system": seen.find(SYSTEMS, str), "tools": seen.find(("tools", "functions"), (str, list))}
+    found = {"system": seen.find_any(SYSTEMS, str), "tools": seen.find_any(("tools", "functions"), (str, list))}
     return {key: column for key, column in found.items() if column}
 
 
 def _preference(seen: Seen) -> dict | None:
-    chosen, rejected = (seen.find((name,), (str, list, dict)) for name in ("chosen", "rejected"))
+    chosen, rejected = (seen.find(names, (str, list, dict)) for names in (CHOSEN, REJECTED))
     if not chosen or not rejected:
         return None
     mapping = {"layout": "preference", "chosen": chosen, "rejected": rejected, **_prompt_of(seen), **_extras(seen)}
@@ -119,15 +136,15 @@ def _prompt_of(seen: Seen) -> dict:
     if talk := _talk_column(seen):
         return talk
     question = seen.find([q for q in QUESTIONS if q != "title"], (str, list, dict))
-    more = seen.find(("input",), str)
+    more = seen.find_any(("input",), str)
     if question and more and question != more and seen.names.get("instruction") == question:
         return {"question": [question, more]}
     return {"question": question} if question else {}
 
 
 def _kto(seen: Seen) -> dict | None:
-    label = seen.find(LABELS, bool) or (seen.names.get("label") if all(
-        str(row.get(seen.names.get("label"), "")).lower() in ("true", "false") for row in seen.rows) else None)
+    label = seen.find(LABELS, bool) or next(
+        (key for name in LABELS if (key := seen.names.get(name)) and _rates(seen, key)), None)
     if not label:
         return None
     if talk := _talk_column(seen):
@@ -135,6 +152,23 @@ def _kto(seen: Seen) -> dict | None:
     question, answer = seen.find(QUESTIONS, (str, list)), seen.find(ANSWERS, (str, list))
     return {"layout": "kto", "label": label, "question": question, "answer": answer,
             **_extras(seen)} if question and answer else None
+
+
+def _rates(seen: Seen, key: str) -> bool:
+    """Whether a column says good or bad in words or numbers. Numbers must be of both kinds: a lone 1 may be a class."""
+    said = _labels(seen, key)
+    return bool(said) and said <= {"true", "false"} or said == {"0", "1"}
+
+
+def _labels(seen: Seen, key: str) -> set[str]:
+    return {str(row[key]).lower().removesuffix(".0") for row in seen.rows if key in row and not _is_empty(row[key])}
+
+
+def may_rate(rows: Sequence[dict]) -> str | None:
+    """A column that has one of the numbers 1 and 0 in all of the first rows: rows behind them may have the other."""
+    seen = Seen(rows)
+    keys = (seen.names.get(name) for name in LABELS)
+    return next((key for key in keys if key and _labels(seen, key) in ({"0"}, {"1"})), None)
 
 
 def _instructions(seen: Seen) -> dict | None:
@@ -146,8 +180,8 @@ def _instructions(seen: Seen) -> dict | None:
         return {"layout": "self_instruct", "instruction": instruction, "instances": instances}
     if not output:
         return None
-    others = {"input": seen.find(("input",), str) or seen.names.get("input"), "system": seen.find(SYSTEMS, str),
-              "history": seen.find(("history",), list)}
+    others = {"input": seen.names.get("input"), "system": seen.find_any(SYSTEMS, str),
+              "history": seen.find_any(("history",), list)}
     return {"layout": "alpaca", "instruction": instruction, "output": output, **{k: v for k, v in others.items() if v}}
 
 
@@ -195,11 +229,11 @@ def _pairs(seen: Seen) -> dict | None:
         question = next(key for key in texts if key != answer)  # a column beside answers holds what they answer
     if not question or not answer:
         return None
-    context = seen.find([name for name in CONTEXTS if seen.names.get(name) != question], str)
+    context = seen.find_any([name for name in CONTEXTS if seen.names.get(name) != question], str)
     joined = [context, question] if context and context != answer else question
     if isinstance(joined, list) and context.lower() == "input":
         joined.reverse()  # an instruction stands before its input
-    found = {"system": seen.find(SYSTEMS, str), "history": seen.find(("history",), list)}
+    found = {"system": seen.find_any(SYSTEMS, str), "history": seen.find_any(("history",), list)}
     return {"layout": "pairs", "question": joined, "answer": answer, **{k: v for k, v in found.items() if v}}
 
 

@@ -21,6 +21,8 @@ from minimind.data.foreign.records import Record
 from minimind.data.foreign.text import Text
 from minimind.errors import ConfigError, DataError
 
+#: another way of reading gives other rows: count up, so that nobody gets the old ones from a cache
+CONVERSION_VERSION = 2
 #: rows by which a file is recognised
 FIRST_ROWS = 20
 #: of the rows, how many may be of no use before the file is taken for broken
@@ -177,6 +179,10 @@ class Source:
             return None
         mapping, is_certain = recognise.completed(self._mapping, first, member.name)
         rows = [value for value in first if isinstance(value, dict)]
+        if "layout" not in self._mapping and is_certain and LAYOUTS[mapping["layout"]][0] == "conversations" and (
+                column := recognise.may_rate(rows)):
+            self._note(f"{member.name} has a column {column} of ones or zeros. If it says which answers are good, "
+                       "choose the layout kto or kto_good: now all of them are learnt alike.")
         return Part(member, records, container, encoding, columns or recognise.Seen(rows).columns, mapping, is_certain)
 
     def _agree(self) -> None:

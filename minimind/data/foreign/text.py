@@ -22,6 +22,9 @@ class Text:
         self.member, self.is_partial = member, is_partial
         with member.open() as stream:
             sample, lines = stream.read(), 0
+            if sample.startswith((b"PK\x03\x04", b"\x1f\x8b")):
+                raise DataError(f"{member.name} is packed twice: there is an archive in it.",
+                                hint="Unpack it once, and give what was inside.")
             more = stream.read()
             self.is_whole = not more
             while more and sample.isascii() and stream.unpacked < _SAMPLE_BYTES:
