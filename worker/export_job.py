@@ -9,10 +9,11 @@ from typing import Any
 
 from app.core import damage
 from app.core.db import reading
+from app.core.job_files import places, remove_half_made
 from app.core.models import Checkpoint
 from minimind.errors import CheckpointError
 from minimind.run_dir import fsync_dir
-from worker.jobs import Lost, Work, places, remove_half_made
+from worker.jobs import Lost, Work
 
 
 def export(work: Work) -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.core.db import now, reading
+from app.core.job_files import places, remove_half_made
 from app.core.models import Checkpoint, Job, Run, TokenizerRow, new_id
 from app.core.states import append_event
+from minimind.data.starter import LANGUAGES
 from minimind.errors import CheckpointError, MiniMindError
 from minimind.manifest import MANIFEST_FILE, Manifest
 from minimind.run_dir import RunDir, fsync_dir, write_json
-from worker.jobs import Lost, Work, places, remove_half_made
+from worker.jobs import Lost, Work
 from worker.unpack import unpack
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ ADAPTER_CONFIG_FILE, ADAPTER_FILE = "adapter_config.json", "adapter_model.safete
 WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE = "model.safetensors", "config.json", "tokenizer.json"
 #: ``Run.stage`` of what was brought in; an adapter's checkpoint is of the stage lora, as all of its kind
 IMPORTED, LORA = "import", "lora"
+#: what a row of the database and the name of a directory can hold
+MOST_STEPS, LARGEST_LOSS = 2**53, 1e30
 
 
 def import_checkpoint(work: Work) -> None:
@@ -51,6 +55,10 @@ def import_checkpoint(work: Work) -> None:
         work.end("completed", finish=lambda session: _finish(session, work, manifest, final))
     except Lost:
         raise  # these places are somebody else's now
+    except RecursionError:
+        remove_half_made(work.kind, asked)
+        raise CheckpointError("A JSON file among those sent is nested too deeply.",
+                              hint="Download or export the model again.") from None
     except MiniMindError as error:
         remove_half_made(work.kind, asked)
         error.message = _shown(error.message, asked["shown"], aside / "given")
@@ -88,7 +96,8 @@ def _shown(message: str, name: str, given: Path) -> str:
     """A sentence about files as their owner knows them."""
     for suffix in (".pth", ".pt"):
         message = message.replace(str(given / f"weights{suffix}"), name)
-    return message.replace(f"{given}/", "").replace(str(given), name)
+    message = message.replace(f"{given}/", "").replace(str(given), name)
+    return message.replace(f"The checkpoint {given.name} is", f"The checkpoint {name} is")
 
 
 # -- files --------------------------------------------------------------------------------------------------------
@@ -159,19 +168,58 @@ def _model(work: Work, given: Path, made: RunDir, cache: Path) -> Path:
     from minimind.formats.hf_config import hf_config
     from minimind.presets import ModelConfig
 
+    told = _told(given)
     base = open_base(_pickle(given) or given, cache)
     manifest = Manifest.read(base.path)
+    manifest.lineage["base"] = work.payload["shown"]
+    if told is not None:
+        manifest.step, manifest.tokens = told.step, told.tokens
+        manifest.loss, manifest.eval_loss = told.loss, told.eval_loss
+        manifest.lineage["world"] = _world(told.lineage.get("world"))
     checkpoint = made.checkpoint(manifest.step, 0)
     checkpoint.parent.mkdir(parents=True)
     base.path.rename(checkpoint)
-    if base.path != given:  # it was none of a studio
-        manifest.lineage["base"] = work.payload["shown"]
-        tokenizer = _tokenizer(work, given, checkpoint if base.has_tokenizer else None, manifest.model["vocab_size"])
-        tokenizer.save(checkpoint)
-        write_json(checkpoint / CONFIG_FILE, hf_config(ModelConfig.from_dict(manifest.model), tokenizer))
-        manifest.tokenizer_fingerprint = tokenizer.fingerprint
-        manifest.seal(checkpoint, {WEIGHTS_FILE: manifest.files[WEIGHTS_FILE]["sha256"]})
+    tokenizer = _tokenizer(work, given, checkpoint if base.has_tokenizer else None, manifest.model["vocab_size"])
+    tokenizer.save(checkpoint)
+    write_json(checkpoint / CONFIG_FILE, hf_config(ModelConfig.from_dict(manifest.model), tokenizer))
+    manifest.tokenizer_fingerprint = tokenizer.fingerprint
+    manifest.seal(checkpoint, {WEIGHTS_FILE: manifest.files[WEIGHTS_FILE]["sha256"]})
     return checkpoint
+
+
+def _told(given: Path) -> Manifest | None:
+    """What a studio's checkpoint says of itself; None for other weights.
+
+    It came from outside like any file: its hashes are compared, and then it is a folder of weights, whose shape,
+    tensors and tokenizer are looked at. Its other files, such as the optimizer's, stay behind. Raises
+    ``CheckpointError``.
+    """
+    if not (given / MANIFEST_FILE).exists():
+        return None
+    from minimind.formats.hf_config import hf_config
+    from minimind.presets import ModelConfig
+
+    told = Manifest.read(given)
+    told.verify(given)
+    counts, losses = (told.step, told.tokens), (told.loss, told.eval_loss)
+    if not (all(type(n) is int and 0 <= n <= MOST_STEPS for n in counts)
+            and all(x is None or type(x) in (int, float) and abs(x) <= LARGEST_LOSS for x in losses)
+            and isinstance(told.model, dict) and isinstance(told.lineage, dict)):
+        raise CheckpointError(f"{given} has a {MANIFEST_FILE} that no training has written.",
+                              hint="Download the checkpoint again.")
+    write_json(given / CONFIG_FILE, hf_config(ModelConfig.from_dict(told.model)))
+    (given / MANIFEST_FILE).unlink()
+    return told
+
+
+def _world(told: Any) -> dict | None:
+    """The part of the starter corpus that the model knows, of which what is learnt next should speak too; None where
+    there is none of that kind."""
+    world = told if isinstance(told, dict) else {}
+    minutes, languages, seed = (world.get(name) for name in ("minutes", "languages", "seed"))
+    is_one = (type(minutes) in (int, float) and 0 < minutes <= 24 * 60 and type(seed) is int and 0 <= seed < 2**31
+              and isinstance(languages, list) and languages and all(code in list(LANGUAGES) for code in languages))
+    return {"minutes": minutes, "languages": languages, "seed": seed} if is_one else None
 
 
 def _tokenizer(work: Work, given: Path, own: Path | None, vocab_size: int) -> Tokenizer:

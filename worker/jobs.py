@@ -23,13 +23,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.core import channels, logging
 from app.core.db import reading, transaction
 from app.core.inputs import stamp_of
+from app.core.job_files import places, remove_half_made
 from app.core.models import Dataset, Job, TokenizerRow
-from app.core.queue import MAKES, end_job, renew_job
+from app.core.queue import end_job, renew_job
 from app.core.settings import get_settings
 from app.core.timing import get_timing
 from minimind.data import foreign, starter
 from minimind.data.layouts import LAYOUTS, SUFFIXES, iter_rows, scan
-from minimind.errors import DataError, MiniMindError
+from minimind.errors import DataError, MiniMindError, class_of_words
 from minimind.lifeline import die_as_told
 from minimind.run_dir import fsync_dir
 from minimind.tokenizer import Tokenizer
@@ -85,29 +86,6 @@ class Work:
                 raise Lost(f"job {self.job_id} has moved on")
             result = finish(session) if finish else None
             end_job(session, job, state, error=error, result=result)
-
-
-def places(kind: str, payload: dict) -> tuple[Path, Path]:
-    """Where a job builds what it makes, and where that stands in the end."""
-    settings = get_settings()
-    if kind in MAKES["dataset_id"]:
-        home = settings.datasets_dir / payload["dataset_id"]
-        return home.with_name(f".{home.name}.importing"), home
-    if kind == "checkpoint_export":
-        home = settings.exports_dir / payload["export_id"]
-        return home.with_name(f".{home.name}.exporting"), home
-    if kind == "checkpoint_import":
-        home = settings.runs_dir / payload["run_id"]
-        return home.with_name(f".{home.name}.importing"), home
-    home = settings.tokenizers_dir / payload["tokenizer_id"]
-    return home.with_name(f".{home.name}.training"), home
-
-
-def remove_half_made(kind: str, payload: dict) -> None:
-    """What a job that has not completed may have left: its own try cleans up, one that was killed cannot."""
-    if kind in KINDS:
-        for left in places(kind, payload):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 # -- dataset_import -----------------------------------------------------------------------------------------------
@@ -315,6 +293,14 @@ def execute(job_id: str, attempt: int) -> str:
             log.warning("job_failed", job_id=job_id, error=str(error))
             work.end("failed", error=as_error(error))
             return "failed"
+        except (SQLAlchemyError, Lost):
+            raise  # the database is away, so that another try may go well; or there is nothing to say any more
+        except Exception as error:
+            if class_of_words(f"{type(error).__name__}: {error}") == "OOM_HOST":
+                raise  # there may be more memory the next time, and a teacher's answers are kept for it
+            log.exception("job_failed", job_id=job_id)  # nobody foresaw it, and another try would end in the same way
+            work.end("failed", error=as_error(error))
+            return "failed"
     except Lost as error:
         log.warning("job_lost", job_id=job_id, error=str(error))
         return "lost"
@@ -327,7 +313,13 @@ def as_error(error: Exception) -> dict:
         error = disk_error(error, get_settings().data_dir)
     if isinstance(error, MiniMindError):
         return {**error.as_dict(), "line": error.line, "field": error.field}
-    return {"class": "DATA", "message": str(error), "hint": None, "line": None, "field": None}
+    if isinstance(error, UnicodeError):
+        known = {"class": "DATA", "message": str(error), "hint": None}
+    else:
+        known = {"class": "INTERNAL", "message": f"The studio made a mistake ({type(error).__name__}), and the job was "
+                                                 "not done.",
+                 "hint": "Look into logs/jobs.log in the data directory."}
+    return {**known, "line": None, "field": None}
 
 
 def _keep_lease(job_id: str, attempt: int) -> None:

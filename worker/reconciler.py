@@ -21,7 +21,7 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from app.core.db import Session, now, reading, transaction
+from app.core.db import now, reading, transaction
 from app.core.inputs import look_again as hash_again
 from app.core.logging import get_logger
 from app.core.models import LEASED_STATES, Attempt, Host, Installation, Job, Run
@@ -34,7 +34,6 @@ from minimind.run_dir import RunDir
 from worker import gpus, load, processes
 from worker.database import MARK
 from worker.ingest import Ingest, adopt_checkpoints
-from worker.jobs import remove_half_made
 from worker.launcher import ROOT, start_runner
 from worker.verdict import keep_tokenizer, release, settle
 
@@ -252,7 +251,7 @@ class Reconciler:
             if job.state != "running" or processes.marker(job.id, job.attempt) != mark:
                 return
             log.warning("job_lost", job_id=job_id, attempt=job.attempt)
-            _lose_job(session, job)
+            lose_job(session, job)
 
     def end_jobs(self) -> None:
         """End this host's jobs and put them back: the worker ends, and they with it."""
@@ -265,15 +264,7 @@ class Reconciler:
             with transaction() as session:
                 job = session.get(Job, job_id, with_for_update=True)
                 if job is not None and job.state == "running" and job.attempt == attempt:
-                    _lose_job(session, job, on_purpose=True)
-
-
-def _lose_job(session: Session, job: Job, *, on_purpose: bool = False) -> None:
-    """``lose_job``; nothing half-made stays of one that is not tried again."""
-    lose_job(session, job, on_purpose=on_purpose)
-    if job.state != "queued":
-        kind, payload = job.kind, dict(job.payload)
-        session.after_commit(lambda: remove_half_made(kind, payload))
+                    lose_job(session, job, on_purpose=True)
 
 
 def settle_from_disk(run_id: str, attempt: int, cause: str, *, put_back: bool = False) -> str | None:

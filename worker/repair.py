@@ -35,7 +35,7 @@ from worker.database import read_mark
 YOUNG_S = 3600.0
 #: a runner still tidies up for a moment after its verdict
 JUST_ENDED_S = 60.0
-HALF_MADE = re.compile(r"^\.(?P<id>.+)\.(importing|training|tmp)$")
+HALF_MADE = re.compile(r"^\.(?P<id>.+)\.(importing|exporting|training|tmp)$")
 
 
 @dataclass(frozen=True)
@@ -289,9 +289,9 @@ def device_locks(place: Place) -> Iterator[Finding]:
 
 
 def orphan_directories(place: Place) -> Iterator[Finding]:
-    """Directories of runs, data sets and tokenizers that no row knows."""
+    """Directories of runs, data sets, tokenizers and exports that no row knows."""
     for home, model in ((place.settings.runs_dir, Run), (place.settings.datasets_dir, Dataset),
-                        (place.settings.tokenizers_dir, TokenizerRow)):
+                        (place.settings.tokenizers_dir, TokenizerRow), (place.settings.exports_dir, Job)):
         if not home.is_dir():
             continue
         with reading() as session:
@@ -315,14 +315,17 @@ def half_made_checkpoints(place: Place) -> Iterator[Finding]:
 
 
 def half_made_imports(place: Place) -> Iterator[Finding]:
+    """What killed jobs were making: imports, vocabularies, exports."""
     working = {str(v) for job in place.open_jobs for v in job.payload.values()}
-    for home in (place.settings.datasets_dir, place.settings.tokenizers_dir):
+    settings = place.settings
+    for home in (settings.datasets_dir, settings.tokenizers_dir, settings.runs_dir, settings.exports_dir):
         for path in sorted(home.glob(".*")) if home.is_dir() else ():
             half = HALF_MADE.match(path.name)
             if half is None:
                 continue
             busy = half["id"] in working or half["id"] in place.held_runs
-            yield Finding("note", f"{path} is half an import ({megabytes(size_of(path))})",
+            what = "export" if half[2] == "exporting" else "import"
+            yield Finding("note", f"{path} is half an {what} ({megabytes(size_of(path))})",
                           "Left by a job that was killed.", lambda path=path: _remove(path),
                           in_use="Its job has not ended." if busy else "It is new." if place.is_young(path) else "")
 

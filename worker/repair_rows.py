@@ -14,7 +14,6 @@ from app.core.queue import lose_job
 from app.core.timing import get_timing
 from minimind.errors import MiniMindError
 from worker import processes
-from worker.jobs import remove_half_made
 from worker.reconciler import JOB_VARIABLE, settle_from_disk
 from worker.repair import Finding, Place
 
@@ -77,10 +76,7 @@ def _lose(job_id: str, attempt: int) -> str:
         if job is None or job.state != "running" or job.attempt != attempt:
             return "It has moved on meanwhile."
         lose_job(session, job)
-        state, kind, payload = job.state, job.kind, dict(job.payload)
-    if state != "queued":
-        remove_half_made(kind, payload)
-    return f"It is {state} now."
+        return f"It is {job.state} now."
 
 
 def device_leases(place: Place) -> Iterator[Finding]:

@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.core import secrets
 from app.core.db import reading
 from app.core.inputs import stamp_of
+from app.core.job_files import places
 from app.core.logging import get_logger
 from app.core.models import Checkpoint, Dataset, Job
 from minimind.data import starter
@@ -36,7 +37,7 @@ from minimind.teach.loop import Progress, answer_all, check_any, count_questions
 from minimind.teach.questions import read_questions
 from minimind.teach.teachers import Teacher, TeacherError
 from worker.engines import cores_for_inference
-from worker.jobs import Work, places
+from worker.jobs import Work
 
 log = get_logger(__name__)
 

@@ -14,6 +14,8 @@ from minimind.archives import DAMAGED, UNREADABLE_ZIP, is_damage
 from minimind.errors import CheckpointError
 
 MAX_FILES = 1000
+#: what unpacks to more than so many bytes and times the archive's size is refused: weights do not pack so well
+RATIO_FROM_BYTES, MAX_RATIO = 64 << 20, 250
 #: what must stay free
 SPARE_BYTES = 256 << 20
 _BLOCK_BYTES = 1 << 20
@@ -31,17 +33,25 @@ def unpack(archive: Path, target: Path) -> None:
     """Write what models are made of into ``target``; folders are left out, links and other files too. Raises
     ``CheckpointError`` where the archive is damaged, too large, or has two files of one name."""
     members = _of_zip if archive.suffix == ".zip" else _of_tar
-    left, count = shutil.disk_usage(target).free - SPARE_BYTES, 0
+    most = max(RATIO_FROM_BYTES, MAX_RATIO * archive.stat().st_size)
+    free, total, count = shutil.disk_usage(target).free - SPARE_BYTES, 0, 0
     try:
         for member in members(archive):
-            left, count = left - member.bytes, count + 1
-            if left < 0 or count > MAX_FILES:
+            total, count = total + member.bytes, count + 1
+            if count > MAX_FILES:
+                raise CheckpointError(f"The archive holds more than {MAX_FILES:,} files.",
+                                      hint="Pack the files of one model.")
+            if total > most:
+                raise CheckpointError(f"The archive unpacks to more than {MAX_RATIO} times its size, which no model "
+                                      "does.", hint="Pack the files again, or send them alone.")
+            if total > free:
                 raise CheckpointError("The archive holds more than fits here.",
                                       hint="Free some space in the data directory, or send the files alone.")
             _write(member, target)
     except CheckpointError:
         raise
-    except (OSError, tarfile.TarError, *UNREADABLE_ZIP, *DAMAGED) as error:
+    except (OSError, tarfile.TarError, *UNREADABLE_ZIP, *DAMAGED, MemoryError, OverflowError) as error:
+        # the last two: a tar whose header says that a name has terabytes
         if isinstance(error, OSError) and not is_damage(error):
             raise
         raise CheckpointError(f"The archive cannot be unpacked: {str(error).rstrip('.') or type(error).__name__}.",
@@ -68,7 +78,8 @@ def _usable(place: str) -> str | None:
     name = place.replace("\\", "/").rpartition("/")[2]
     if "__MACOSX" in place or not name.lower().endswith(_SUFFIXES):
         return None
-    return name if _NAME.fullmatch(name) else f"weights{Path(name).suffix.lower()}"
+    suffix = Path(name).suffix.lower()
+    return Path(name).stem + suffix if _NAME.fullmatch(name) else f"weights{suffix}"
 
 
 def _of_zip(path: Path) -> Iterator[_Member]:
@@ -83,7 +94,7 @@ def _of_zip(path: Path) -> Iterator[_Member]:
 def _of_tar(path: Path) -> Iterator[_Member]:
     with tarfile.open(path, "r:") as archive:
         for info in archive:
-            name = _usable(info.name) if info.isfile() else None
+            name = _usable(info.name) if info.isfile() and not info.issparse() else None
             file = archive.extractfile(info) if name is not None else None
             if file is not None:
                 yield _Member(name, info.size, file)

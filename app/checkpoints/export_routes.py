@@ -36,9 +36,10 @@ def get_export(id: str, session: Read) -> ExportOut:
 def download_export(id: str) -> Response:
     with reading() as session:
         path = exports.made_by(exports.get(session, id))
-    if path.is_file():
-        return FileResponse(path, media_type="application/octet-stream", filename=path.name)
-    try:
+    try:  # somebody may delete the export meanwhile
+        if not path.is_dir():
+            return FileResponse(path, media_type="application/octet-stream", filename=path.name,
+                                stat_result=path.stat())
         stream = ZipStream(path, path.name)
     except OSError as error:
         raise NotFound("The files of this export are no longer there.", hint="Make it again.") from error

@@ -63,6 +63,7 @@ class ExportOut(BaseModel):
 def create(session: Session, user_id: str, checkpoint_id: str, asked: ExportCreate) -> Job:
     """Queue the export; the same one that is made or being made already stands for it. Raises ``Invalid``."""
     row = get_or_404(session, Checkpoint, checkpoint_id, "checkpoint")
+    session.refresh(row, with_for_update=True)  # who asks for the same at the same time finds this job
     _check_is_ready(row)
     base = _checked(session, row, asked)
     said = {"checkpoint_id": row.id, "base_checkpoint_id": base.id if base else None, "format": asked.format}

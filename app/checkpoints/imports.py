@@ -17,7 +17,6 @@ from app.core.settings import get_settings
 from app.core.upload import Upload
 
 KIND = "checkpoint_import"
-MAX_FILES = 20
 PICKLES, ARCHIVES = (".pth", ".pt"), (".zip", ".tar")
 SUFFIXES = (".json", ".safetensors", ".bin", ".jinja", ".txt", ".md", *PICKLES, *ARCHIVES)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,150}")
@@ -81,4 +80,4 @@ def stored_name(shown: str) -> str:
     suffix = Path(shown).suffix.lower()
     if suffix in (*PICKLES, *ARCHIVES) or not _NAME.fullmatch(shown):
         return f"weights{suffix}"
-    return shown
+    return Path(shown).stem + suffix

@@ -13,8 +13,9 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 
 from app.core.logging import get_logger
@@ -167,7 +168,9 @@ def _of_database(error: SQLAlchemyError) -> AppError:
             isinstance(error, DBAPIError) and (error.connection_invalidated or _is_operational(error))):
         return Unavailable("The database does not answer.", headers={"Retry-After": "2"},
                            hint="Nothing is lost; try again in a moment. ./studio doctor says more.")
-    if isinstance(error, IntegrityError):
+    if isinstance(error, InvalidRequestError) and str(error).startswith("Could not refresh instance"):
+        return NotFound("It was deleted at this moment.", hint="Look at the list.")  # while its lock was waited for
+    if isinstance(error, IntegrityError | StaleDataError):  # the second: it was deleted before it could be changed
         return Conflict("Somebody else changed the same thing at the same time.", hint="Look again and retry.")
     return AppError(500, "INTERNAL", "The server made a mistake; its log says more.")
 
@@ -179,7 +182,9 @@ def _is_operational(error: DBAPIError) -> bool:
 
 def _problem(error: dict[str, Any]) -> dict[str, Any]:
     """One sentence for one of pydantic's errors about a body, query or path."""
-    place = [str(part) for part in error["loc"] if part != "[key]"]  # pydantic's word for a key of a mapping
+    # pydantic's words for a key of a mapping, and for the types that a field may have
+    own = ("[key]",) if error["type"] == "extra_forbidden" else ("[key]", "str", "list[dict[str,any]]")
+    place = [str(part) for part in error["loc"] if part not in own]
     field = ".".join(place[1:] if place and place[0] in ("body", "query", "path", "header") else place) or "body"
     if error["type"] == "json_invalid":
         return {"field": "body", "message": "The request body is not valid JSON.",

@@ -21,7 +21,7 @@ from sqlalchemy import select
 
 from app.core.db import Session, now
 from app.core.errors import Conflict
-from app.core.models import TERMINAL_STATES, Checkpoint, Event, Pipeline, Run, TokenizerRow, new_id
+from app.core.models import TERMINAL_STATES, Checkpoint, Dataset, Event, Pipeline, Run, TokenizerRow, new_id
 from app.core.states import append_event, enqueue_run, request_cancel, request_pause, request_resume
 
 #: numbers that a gate may look at, and on which side of its bound they must be. The losses are those of the last
@@ -100,6 +100,8 @@ def _create_run(session: Session, pipeline: Pipeline, position: int, again: Run 
     """The run of stage ``position``, on top of ``again`` where that is an earlier try of the same stage. Raises
     ``Conflict`` where what it stands on is gone."""
     stage = pipeline.stages[position]
+    if stage.get("dataset_id") is not None and session.get(Dataset, stage["dataset_id"]) is None:
+        raise Conflict("The dataset of the next stage is not there any more.", hint="Start a new pipeline.")
     before = again or _run_at(session, pipeline, starts_from(position, stage.get("from_stage")))
     run = Run(id=new_id(), name=f"{pipeline.name}: {stage.get('title') or stage['stage']}"[:200], stage=stage["stage"],
               notes="", tags=[], config=stage["config"], devices=stage.get("devices") or "auto", nodes=1,
@@ -278,13 +280,13 @@ def _lock(session: Session, pipeline: Pipeline) -> Run | None:
     live = select(Run).where(Run.pipeline_id == pipeline.id, Run.state.not_in(TERMINAL_STATES))
     while True:
         run = session.scalar(live.with_for_update().execution_options(populate_existing=True))
-        # PostgreSQL: where the lock was waited for and its run has completed meanwhile, the run that this made is
-        # seen by a new statement only
-        seen = session.scalar(live.with_only_columns(Run.id))
-        if seen == (run.id if run is not None else None):
-            break
-    session.refresh(pipeline, with_for_update=True)
-    return run
+        # PostgreSQL: where a lock was waited for, here or below, and the live run has completed or been made meanwhile,
+        # that is seen by a new statement only. A run is locked in front of its line, so the line is let go again.
+        with session.begin_nested() as point:
+            session.refresh(pipeline, with_for_update=True)
+            if session.scalar(live.with_only_columns(Run.id)) == (run.id if run is not None else None):
+                return run
+            point.rollback()
 
 
 def _conflict(wish: str, state: str) -> Conflict:

@@ -11,7 +11,6 @@ import json
 import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy import Text, case, cast, or_, select, update
 
@@ -19,6 +18,7 @@ from app.core import inputs
 from app.core.channels import celery_config, ring
 from app.core.db import Session, now
 from app.core.devices import HOLD_BACK_AFTER_S, Room, choose, holds_back, left_alone
+from app.core.job_files import remove_half_made, remove_upload
 from app.core.models import (
     LEASED_STATES,
     Attempt,
@@ -287,7 +287,7 @@ def lose_job(session: Session, job: Job, *, on_purpose: bool = False) -> None:
 
 def end_job(session: Session, job: Job, state: str, *, error: dict | None = None, result: dict | None = None) -> None:
     """End ``job``; what it was making (a dataset, a tokenizer) ends with it, and its upload is removed, as is what
-    its attempts have handed on to each other (``aside``)."""
+    its attempts have handed on to each other (``aside``) and what one that was killed has left half-made."""
     job.state, job.error, job.result, job.ended_at = state, error, result, now(session)
     job.lease_owner = job.lease_host = job.lease_expires_at = None
     if state != "completed":
@@ -297,10 +297,13 @@ def end_job(session: Session, job: Job, state: str, *, error: dict | None = None
                 made.state, made.error = "failed", error
     upload = job.payload.get("upload_path")
     if upload:
-        session.after_commit(lambda: Path(upload).unlink(missing_ok=True), key=("unlink", upload))
+        session.after_commit(lambda: remove_upload(upload), key=("unlink", upload))
     aside = job.payload.get("aside")
     if aside and state != "completed":
         session.after_commit(lambda: shutil.rmtree(aside, ignore_errors=True), key=("rmtree", aside))
+    if state != "completed":
+        kind, payload = job.kind, dict(job.payload)
+        session.after_commit(lambda: remove_half_made(kind, payload), key=("half made", job.id))
     session.flush()
 
 

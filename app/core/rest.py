@@ -42,6 +42,13 @@ def find(session: Session, model: type[Row], id: str | None) -> Row | None:
     return session.get(model, id) if id is not None and is_id(id) else None
 
 
+def hold(session: Session, model: type[Row], id: str | None) -> Row | None:
+    """As ``find``; until the commit nobody deletes the row (PostgreSQL; SQLite has one writer at a time)."""
+    if id is None or not is_id(id):
+        return None
+    return session.get(model, id, with_for_update={"read": True, "key_share": True}, populate_existing=True)
+
+
 def get_or_404(session: Session, model: type[Row], id: str, what: str) -> Row:
     """The row of this id; raises ``NotFound`` ("There is no run ...")."""
     row = find(session, model, id)

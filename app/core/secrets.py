@@ -7,6 +7,7 @@ have another server's key sent there. None of them stands in the database, a log
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -51,8 +52,9 @@ def origins_with_keys(user_id: str) -> list[tuple[str, float]]:
     found = []
     for path in _home(user_id).glob("*.json"):
         kept = _read(path)
-        if kept is not None:
-            found.append((kept["origin"], path.stat().st_mtime))
+        with contextlib.suppress(FileNotFoundError):  # forgotten at this moment
+            if kept is not None:
+                found.append((kept["origin"], path.stat().st_mtime))
     return sorted(found)
 
 

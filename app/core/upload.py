@@ -136,7 +136,8 @@ class _Receiver:
     def _begin(self) -> None:
         self._parts += 1
         if self._parts > MAX_PARTS:
-            raise Invalid(f"The multipart body has more than {MAX_PARTS} parts.", field="body")
+            raise Invalid(f"The multipart body has more than {MAX_PARTS} parts.", field="body",
+                          hint="Pack the files as one .zip.")
         self._headers, self._header_bytes, self._value, self._file = {}, 0, bytearray(), None
 
     def _on_name(self, data: bytes, start: int, end: int) -> None:

@@ -32,7 +32,8 @@ from app.datasets.schemas import (
 from app.datasets.teacher_schemas import TeacherCreate
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
-MAX_JSON_BYTES = 64 << 10
+#: a teacher's system prompt of 20,000 characters, each written as \uXXXX, fits in
+MAX_JSON_BYTES = 256 << 10
 MAX_INSPECTED_BYTES = 64 << 20
 _BODY = {"requestBody": {"required": True, "content": {
     "application/json": {"schema": {"anyOf": [inlined_schema(DatasetCreate), inlined_schema(TeacherCreate)]}},

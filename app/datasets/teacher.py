@@ -11,7 +11,7 @@ from app.core.db import Session, now
 from app.core.errors import Invalid, Problems
 from app.core.models import Checkpoint, Dataset, Run, new_id
 from app.core.queue import enqueue_job
-from app.core.rest import find
+from app.core.rest import find, hold
 from app.core.settings import get_settings
 from app.datasets.teacher_schemas import StarterQuestions, TeacherCreate, TeacherSource
 from minimind.teach.address import Address, parse_address
@@ -58,7 +58,7 @@ def _questions(session: Session, source: TeacherSource, problems: Problems) -> s
         problems.say(field, "Questions come from a dataset or from the starter corpus, not from both.",
                      "Leave one of them out.")
         return None
-    dataset = find(session, Dataset, source.questions_dataset_id)
+    dataset = hold(session, Dataset, source.questions_dataset_id)
     if dataset is None:
         problems.say(field, "There is no dataset of this id.", "GET /api/v1/datasets lists them.")
         return None

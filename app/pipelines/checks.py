@@ -6,8 +6,10 @@ from app.core import lines
 from app.core.db import Session
 from app.core.errors import Invalid, Problems
 from app.pipelines.schemas import StageAsked
-from app.runs.checks import Checked, check
+from app.runs.checks import Checked, check, keeps_shape
+from app.runs.checks import Problems as RunProblems
 from minimind.config import STAGES, DistillConfig, DpoConfig, RunConfig, TrainConfig
+from minimind.presets import model_config
 
 #: what a run is given as an id, a stage of a line is given as a place in it
 FIELD_OF_LINE = {"base_checkpoint_id": "from_stage", "teacher_checkpoint_id": "teacher_stage"}
@@ -32,7 +34,8 @@ def checked_stages(session: Session, stages: list[StageAsked], problems: list[di
             said = [*own, *(problem for problem in others if problem["field"] not in known)]
             found += [{**problem, "field": f"stages.{position}.{problem['field']}"} for problem in said]
     if not found:  # else a wrong place is said already
-        found = [problem for position in range(len(stages)) for problem in _vocabulary(stages, position)]
+        found = [problem for position in range(len(stages))
+                 for problem in (*_vocabulary(stages, position), *_shape(stages, position, checked))]
     if found:
         raise Invalid.of(found)
     return checked
@@ -97,6 +100,9 @@ def _gate(stage: StageAsked) -> Problems:
         elif key == "reward_accuracy" and not 0 <= bound <= 1:
             problems.say(f"gate.{key}", "The reward_accuracy is a share between 0 and 1, and is asked for at least "
                                         f"{bound:g}.", "90 % is 0.9.")
+        elif key != "reward_accuracy" and bound <= 0:
+            problems.say(f"gate.{key}", f"A loss is never as small as {bound:g}, and {key} is asked for at most that.",
+                         "Ask for more, such as 3.")
         elif key != "loss" and 0 in (stage.config.get("eval_interval"), stage.config.get("eval_fraction")):
             problems.say(f"gate.{key}", f"{key} is measured on held-out data, and this stage evaluates nothing.",
                          "Leave eval_interval and eval_fraction out, or the gate.")
@@ -111,6 +117,21 @@ def _vocabulary(stages: list[StageAsked], position: int) -> Problems:
                      f"The teacher, stage {teacher}, has another vocabulary than this student.",
                      "Begin the line with a tokenizer stage: models that begin behind it share its vocabulary.")
     return problems
+
+
+def _shape(stages: list[StageAsked], position: int, checked: list[Checked]) -> list[dict]:
+    """Weights keep the shape that the stage which began them gave them: a stage behind it cannot have another."""
+    root, found = position, RunProblems()
+    while (before := _starts_from(stages, root)) >= 0 and _trains_weights(stages, before):
+        root = before
+    begun = checked[root].config
+    if root == position or not isinstance(begun, TrainConfig):
+        return found
+    if begun.preset != "auto" or stages[root].dataset_id is None:  # else the machine that trains it chooses
+        preset = begun.preset_for(has_gpu=False).name
+        keeps_shape(model_config(preset, begun.model_overrides()), f"the model of stage {root}",
+                    stages[position].config, found)
+    return [{**problem, "field": f"stages.{position}.{problem['field']}"} for problem in found]
 
 
 def _origin(stages: list[StageAsked], position: int) -> object:

@@ -10,8 +10,8 @@ from sqlalchemy import select
 from app.core import lines
 from app.core.db import Session
 from app.core.errors import Problems
-from app.core.models import Pipeline, Run, new_id
-from app.core.rest import Paging, get_or_404, newest_first
+from app.core.models import Dataset, Pipeline, Run, new_id
+from app.core.rest import Paging, get_or_404, hold, newest_first
 from app.pipelines.checks import checked_stages
 from app.pipelines.recipes import RECIPES, Recipe, line_of
 from app.pipelines.schemas import PipelineCreate, PipelineOut, RecipeOut, RecipeStageOut, StageAsked
@@ -30,6 +30,8 @@ def get_pipeline(session: Session, id: str) -> Pipeline:
 def create(session: Session, user_id: str, asked: PipelineCreate) -> Pipeline:
     """Check every stage (all problems of all stages at once), then start the line."""
     stages, problems = _stages(asked)
+    for dataset_id in sorted({stage.dataset_id for stage in stages if stage.dataset_id is not None}):
+        hold(session, Dataset, dataset_id)  # the later stages have no run yet that would keep it
     found = checked_stages(session, stages, problems)
     for each in found:
         refuse_if_disk_is_too_small(each)

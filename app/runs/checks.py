@@ -217,17 +217,23 @@ def _fits_base(base: Checkpoint, manifest: Any, tokenizer: TokenizerRow | None, 
                                       "nothing with this one.",
                   "Leave tokenizer out to keep the checkpoint's own, or start without a base checkpoint.")
     shape = manifest.get("model") if isinstance(manifest, dict) else None
-    model = ModelConfig.from_dict(shape) if isinstance(shape, dict) else None
-    for name in MODEL_FIELDS if model is not None else ():
+    if isinstance(shape, dict):
+        keeps_shape(ModelConfig.from_dict(shape), "the base checkpoint", config, found)
+
+
+def keeps_shape(model: ModelConfig, whose: str, config: dict, found: Problems) -> None:
+    """Say what ``config`` asks of weights that have another shape already; ``whose``: such as "the base checkpoint"."""
+    for name in MODEL_FIELDS:
         has = getattr(model, name)
         if config.get(name) not in (None, False, has):  # use_moe off asks nothing
-            found.say(f"config.{name}", f"{name} of the base checkpoint is {has} and cannot be changed.",
-                      f"Leave {name} out, or start without a base checkpoint.")
+            found.say(f"config.{name}", f"{name} of {whose} is {has} and cannot be changed.",
+                      f"Leave {name} out, or start with random weights.")
     targets = config.get("lora_targets")
-    if model is not None and model.use_moe and isinstance(targets, list) and set(targets) != set(ADAPTABLE):
+    if model.use_moe and isinstance(targets, list) and set(targets) != set(ADAPTABLE):
         beside = [name for name in ADAPTABLE if name in targets and name not in ADAPTABLE_WITH_EXPERTS]
         if beside:
-            found.say("config.lora_targets", f"The base checkpoint has experts where {', '.join(beside)} would be.",
+            found.say("config.lora_targets", f"{whose[:1].upper()}{whose[1:]} has experts where {', '.join(beside)} "
+                                             "would be.",
                       f"Beside experts there are no adapters: choose among {', '.join(ADAPTABLE_WITH_EXPERTS)}.")
 
 

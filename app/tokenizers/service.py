@@ -9,7 +9,7 @@ from app.core.db import Session, now
 from app.core.errors import Invalid
 from app.core.models import Dataset, TokenizerRow, new_id
 from app.core.queue import enqueue_job
-from app.core.rest import find
+from app.core.rest import hold
 from app.core.settings import get_settings
 from app.core.upload import Upload
 from app.tokenizers.schemas import TokenizerTrain
@@ -19,7 +19,7 @@ from minimind.tokenizer import CONFIG_FILE, TOKENIZER_FILE, Tokenizer
 
 def train(session: Session, user_id: str, asked: TokenizerTrain) -> TokenizerRow:
     """Queue the training of a vocabulary. Raises ``Invalid``."""
-    dataset = find(session, Dataset, asked.dataset_id)
+    dataset = hold(session, Dataset, asked.dataset_id)
     if dataset is None:
         raise Invalid("There is no dataset of this id.", field="dataset_id", hint="GET /api/v1/datasets lists them.")
     if dataset.state != "ready":

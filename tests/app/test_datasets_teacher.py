@@ -53,6 +53,12 @@ def test_an_endpoint_answers_the_starters_questions(api: Api) -> None:
     assert page.status_code == 200 and "small" in page.text
 
 
+def test_the_longest_system_prompt_fits(api: Api) -> None:
+    made = create(api, endpoint=ENDPOINT, system="灯" * 20_000, limit=1)
+    assert made.status_code == 201 and payload()["system"] == "灯" * 20_000
+    assert "source.system" in problems(create(api, endpoint=ENDPOINT, system="x" * 20_001))
+
+
 def test_a_checkpoint_answers_the_questions_of_a_dataset(api: Api) -> None:
     asked = questions()
     with transaction() as session:

@@ -6,9 +6,12 @@ import http.client
 import json
 
 import pytest
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import delete
+from sqlalchemy.exc import InvalidRequestError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm.exc import StaleDataError
 
+from app.core.db import transaction
 from app.core.errors import (
     AppError,
     DiskFull,
@@ -16,6 +19,7 @@ from app.core.errors import (
     NotFound,
     as_app_error,
 )
+from app.core.models import LOCAL_ADMIN_ID, User
 from minimind.errors import ConfigError, DataError, DiskFullError
 from tests.app.conftest import Api, Server
 
@@ -140,3 +144,19 @@ def test_every_problem_of_the_core_is_kept() -> None:
     one = NotFound("There is no run x.", hint="Look at the list.").as_dict()
     assert one == {"message": "There is no run x.", "code": "NOT_FOUND", "hint": "Look at the list."}
     assert str(DiskFull("Full.", hint="Free some.")) == "Full. Free some."
+
+
+def test_what_was_deleted_while_its_lock_was_waited_for_is_not_there(api: Api) -> None:
+    with pytest.raises(InvalidRequestError) as caught, transaction() as session:
+        user = session.get(User, LOCAL_ADMIN_ID)
+        session.execute(delete(User).where(User.id == LOCAL_ADMIN_ID), execution_options={"synchronize_session": False})
+        session.refresh(user, with_for_update=True)
+    assert as_app_error(caught.value).status == 404
+
+
+def test_what_was_deleted_before_it_could_be_changed_is_a_conflict(api: Api) -> None:
+    with pytest.raises(StaleDataError) as caught, transaction() as session:
+        user = session.get(User, LOCAL_ADMIN_ID)
+        session.execute(delete(User).where(User.id == LOCAL_ADMIN_ID), execution_options={"synchronize_session": False})
+        user.name = "somebody"
+    assert as_app_error(caught.value).status == 409

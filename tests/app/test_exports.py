@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from app.checkpoints import export_routes
 from app.checkpoints.zip_stream import ZipStream
 from app.core import queue
 from app.core.db import now, reading, transaction
@@ -96,6 +98,19 @@ def test_a_file_is_sent_as_it_is(api: Api, ended: dict, made: dict[str, Path]) -
     sent = api.http.get(f"/api/v1/exports/{export['id']}/download")
     assert sent.content == Path(export["path"]).read_bytes() and len(sent.content) == export["bytes"]
     assert sent.headers["content-disposition"].endswith('filename="O-est-le-phare-step-20.pth"')
+
+
+def test_one_that_is_deleted_while_it_is_sent_comes_whole(api: Api, ended: dict, made: dict[str, Path]) -> None:
+    export = ask(api, add(ended, made["base"]), format="hf").json()
+    assert work() == "completed"
+    answer = export_routes.download_export(export["id"])
+    whole = api.http.get(f"/api/v1/exports/{export['id']}/download").content
+    assert api.http.delete(f"/api/v1/exports/{export['id']}").status_code == 204
+
+    async def sent() -> bytes:
+        return b"".join([block async for block in answer.body_iterator])
+
+    assert asyncio.run(sent()) == whole
 
 
 def test_one_that_failed_says_why(api: Api, ended: dict, made: dict[str, Path]) -> None:

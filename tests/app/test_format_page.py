@@ -79,6 +79,7 @@ def test_a_checkpoint_brings_its_tokenizer(api: Api, words: Tokenizer, tmp_path:
     ([{**HI[1], "tool_calls": "[{"}], {}, "tool_calls", "tool_calls of message 1 is not a JSON list of objects"),
     ([{**HI[1], "tool_calls": [{"name": "x"}]}], {}, "tool_calls", "A tool call of message 1 has no arguments"),
     (HI, {"tools": "{"}, "tools", "tools is not a JSON list of objects"),
+    (HI, {"tools": 3}, "tools", "The field tools is wrong"),
     (HI, {"add_generation_prompt": "yes"}, "add_generation_prompt", ""),
     (HI, {"nonsense": 1}, "nonsense", ""),
     ([{"role": "user", "content": "x" * 200_000}], {}, "messages", "longer than 200,000 characters"),

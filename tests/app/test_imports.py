@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from app.checkpoints import imports
 from app.core import queue
 from app.core.db import reading, transaction
 from app.core.models import Checkpoint, Job
@@ -116,6 +117,13 @@ def test_what_is_wrong_is_said_before_anything_is_read(api: Api, files: dict, fi
     assert uploads() == []
     with reading() as session:
         assert session.query(Job).count() == 0
+
+
+@pytest.mark.parametrize("shown, stored", [
+    ("config.json", "config.json"), ("model.SAFETENSORS", "model.safetensors"), ("Mein.PTH", "weights.pth"),
+    ("模型.safetensors", "weights.safetensors"), (".hidden.json", "weights.json"), ("a.TAR", "weights.tar")])
+def test_names_on_the_disk_are_ours(shown: str, stored: str) -> None:
+    assert imports.stored_name(shown) == stored
 
 
 def test_what_fails_later_says_so_in_the_job(api: Api) -> None:

@@ -227,7 +227,8 @@ def test_a_line_of_stages(api: Api) -> None:
     html = browser.get(f"/pipelines/{line['id']}").text
     assert_clean(html)
     text = text_of(html)
-    for fact in ("<i>line</i>", "Pretraining", "Fine-tuning", "comes next", "0 of 2 stages done", "eval_loss ≤ 3.5"):
+    for fact in ("<i>line</i>", "Pretraining", "Fine-tuning", "comes next", "0 of 2 stages done",
+                 "held-out loss ≤ 3.5"):
         assert fact in text, fact
     assert actions(html) >= {"pause", "cancel-dialog"}
     assert "<i>line</i>" in text_of(browser.get("/pipelines").text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import json
 import shutil
 import tarfile
 import zipfile
@@ -27,6 +29,7 @@ from tests.checkpoint_rig import make_adapter, make_checkpoint
 from tests.database_rig import HOST, add_host, add_run
 from worker import jobs
 
+NUMBERS = itertools.count()
 IDS = torch.randint(0, 200, (1, 24), generator=torch.Generator().manual_seed(1))
 
 
@@ -162,6 +165,37 @@ def test_packed_files(made, base_id, tmp_path, what, suffix):
     torch.testing.assert_close(logits(rows_of(job)[1].path), expected, rtol=0, atol=1e-4)
 
 
+def told_otherwise(folder: Path, target: Path, **values: object) -> Path:
+    """A copy of a checkpoint whose manifest says something else."""
+    shutil.copytree(folder, target)
+    place = target / "manifest.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), **values}))
+    return target
+
+
+def test_of_a_studio_s_checkpoint_only_what_its_files_show_is_believed(made, tmp_path):
+    world = {"minutes": 5, "languages": ["en"], "seed": 7}
+    folder = told_otherwise(made["base"], tmp_path / "x", step=600, tokens=9, eval_loss=1.5, lineage={"world": world},
+                            tokenizer_fingerprint="\ud800" * 500)
+    (folder / "optimizer.pt").write_bytes(b"a pickle from outside")
+    state, job = bring_in(folder.iterdir())
+    assert state == "completed", job.error
+    checkpoint = rows_of(job)[1]
+    manifest = Manifest.read(checkpoint.path)
+    assert checkpoint.tokenizer_fingerprint == manifest.tokenizer_fingerprint == Tokenizer.load(folder).fingerprint
+    assert (checkpoint.step, checkpoint.tokens, checkpoint.eval_loss, manifest.step) == (600, 9, 1.5, 600)
+    assert manifest.lineage["world"] == world and not Path(checkpoint.path, "optimizer.pt").exists()
+    torch.testing.assert_close(logits(checkpoint.path), logits(made["base"]), rtol=0, atol=1e-5)
+    model = Manifest.read(made["base"]).model
+    for values, said in (({"step": 2**70}, "no training"), ({"loss": {}}, "no training"), ({"model": 7}, "no training"),
+                         ({"model": {**model, "num_hidden_layers": 3}}, "lacks the tensor"),
+                         ({"model": {**model, "num_attention_heads": 0}}, "num_attention_heads is 0"),
+                         ({"files": {"model.safetensors": {"bytes": 1}}}, "The checkpoint x.tar is damaged")):
+        bad = told_otherwise(made["base"], tmp_path / f"bad {next(NUMBERS)}", **values)
+        state, job = bring_in(bad.iterdir(), shown="x.tar")
+        assert state == "failed" and said in job.error["message"], (values, job.error)
+
+
 def zip_of(path: Path, **files: bytes) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in files.items():
@@ -175,6 +209,8 @@ def test_bad_files_are_said_and_nothing_is_left(made, base_id, tmp_path):
     cut.write_bytes(made["hf"].joinpath("model.safetensors").read_bytes()[:1000])
     damaged = zip_of(tmp_path / "damaged.zip", config_dot_json=b"x" * 500)
     damaged.write_bytes(damaged.read_bytes()[:300])
+    deep = tmp_path / "manifest.json"
+    deep.write_text("[" * 100_000)
     link = tmp_path / "link.tar"
     with tarfile.open(link, "w") as archive:
         info = tarfile.TarInfo("config.json")
@@ -188,6 +224,7 @@ def test_bad_files_are_said_and_nothing_is_left(made, base_id, tmp_path):
         ([made["peft"] / "adapter_config.json"], base_id, "no adapter_model.safetensors"),
         ([made["hf"] / "config.json", cut], None, "damaged or not a safetensors file"),
         ([made["pth"]], None, "without a tokenizer"),
+        ([deep], None, "nested too deeply"),
         ([damaged], None, "cannot be unpacked"),
         ([zip_of(tmp_path / "two.zip", a__config_dot_json=b"{}", b__config_dot_json=b"{}")], None,
          "two files named config.json"),

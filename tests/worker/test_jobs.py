@@ -197,6 +197,40 @@ def test_a_cancelled_import_stops_and_leaves_nothing(database, monkeypatch):
     assert job(job_id).state == "cancelled" and dataset().state == "failed" and left_on_disk() == []
 
 
+def test_what_nobody_foresaw_is_said_once_and_leaves_nothing(database, monkeypatch):
+    """Another try would end in the same way, and it would be said that the process was killed."""
+    job_id, attempt = make_import(b'{"text": "a"}\n')
+    monkeypatch.setattr(jobs, "scan", lambda *_, **__: {}["nothing"])
+    assert jobs.execute(job_id, attempt) == "failed"
+    assert dataset().error["class"] == "INTERNAL" and "(KeyError)" in dataset().error["message"]
+    assert dataset().error["hint"] and left_on_disk() == []
+
+
+def test_with_too_little_memory_it_is_tried_again(database, monkeypatch):
+    job_id, attempt = make_import(b'{"text": "a"}\n')
+
+    def scan(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory")
+
+    monkeypatch.setattr(jobs, "scan", scan)
+    with pytest.raises(RuntimeError):
+        jobs.execute(job_id, attempt)
+    assert job(job_id).state == "running", "its worker sees that the process is gone"
+
+
+def test_one_that_waits_for_its_second_try_is_cancelled_with_what_the_first_left(database):
+    job_id, _ = make_import(b'{"text": "a"}\n')
+    for left in ("datasets/.d1.importing/data.jsonl", "datasets/d1/data.jsonl"):
+        (get_settings().data_dir / left).parent.mkdir(parents=True)
+        (get_settings().data_dir / left).write_text("half")
+    with db.transaction() as session:
+        queue.lose_job(session, session.get(Job, job_id))
+    assert len(left_on_disk()) == 3
+    with db.transaction() as session:
+        queue.request_cancel_job(session, session.get(Job, job_id))
+    assert job(job_id).state == "cancelled" and left_on_disk() == []
+
+
 def test_a_process_whose_job_was_given_on_changes_nothing(database):
     job_id, attempt = make_import(b'{"text": "a"}\n')
     with db.transaction() as session:

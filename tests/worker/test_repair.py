@@ -215,7 +215,8 @@ def test_half_made_imports_and_forgotten_uploads(tmp_path: Path) -> None:
             "dataset_id": "wanted", "upload_path": str(tmp_path / "uploads" / "wanted")}, user_id="local")
         assert job.state == "queued"
     for home, name in (("datasets", ".wanted.importing"), ("datasets", ".left.importing"),
-                       ("tokenizers", ".left.training")):
+                       ("tokenizers", ".left.training"), ("runs", ".left.importing"), ("exports", ".left.exporting"),
+                       ("exports", "orphan")):
         a_directory(tmp_path / home, name)
     (tmp_path / "uploads").mkdir()
     for name in ("wanted", "left"):
@@ -223,8 +224,10 @@ def test_half_made_imports_and_forgotten_uploads(tmp_path: Path) -> None:
         made_old(tmp_path / "uploads" / name)
     (tmp_path / "uploads" / "young").write_text("rows")
     mended = [(f[2].split()[0].removeprefix(str(tmp_path)), f[1]) for f in found(mend=True)]
-    assert mended == [("/datasets/.left.importing", "done"), ("/datasets/.wanted.importing", "note"),
-                      ("/tokenizers/.left.training", "done"), ("/uploads/left", "done")]
+    assert mended == [("/exports/orphan", "done"), ("/datasets/.left.importing", "done"),
+                      ("/datasets/.wanted.importing", "note"), ("/tokenizers/.left.training", "done"),
+                      ("/runs/.left.importing", "done"), ("/exports/.left.exporting", "done"),
+                      ("/uploads/left", "done")]
     assert (tmp_path / "datasets" / ".wanted.importing").exists() and (tmp_path / "uploads" / "young").exists()
 
 

@@ -20,7 +20,7 @@ from tests.database_rig import HOST, add_host
 from tests.teacher_rig import KEY, Server, asked, completion, write_questions
 from tests.worker.runner_rig import wait_until
 from worker import jobs, teacher_job
-from worker.reconciler import Reconciler, _lose_job, start_job
+from worker.reconciler import Reconciler, start_job
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_a_shutdown_costs_no_try_and_no_answer(serve, monkeypatch):
     for attempt in (1, 2, 3):
         die(monkeypatch, 4 * attempt)
         with db.transaction() as session:
-            _lose_job(session, session.get(Job, job_id), on_purpose=True)
+            queue.lose_job(session, session.get(Job, job_id), on_purpose=True)
     assert jobs.execute(*claim()) == "completed" and row(Dataset, "made").rows == 20
     assert row(Job, job_id).attempt == 4 and len(server.bodies) < 20 + 4 * 3  # an answer or two was on its way
 

@@ -220,6 +220,16 @@ def test_a_line_does_not_go_on_from_nothing(line):
     assert [run.state for run in look(pipeline_id)[1]] == ["completed"]
 
 
+def test_a_line_whose_next_data_are_gone_fails_and_its_stage_stays_done(line):
+    """It could be deleted in the moment in which the line was made; the completion must not be undone by that."""
+    pipeline_id = line([STAGES[1], {**STAGES[2], "dataset_id": "gone"}])
+    finish()
+    with db.reading() as session:
+        pipeline = session.get(Pipeline, pipeline_id)
+        assert pipeline.state == "failed" and "dataset of the next stage" in pipeline.error["message"]
+    assert [run.state for run in look(pipeline_id)[1]] == ["completed"]
+
+
 def test_pause_resume_and_cancel_reach_the_live_run(line):
     pipeline_id = line()
     with db.transaction() as session:
@@ -297,6 +307,26 @@ def test_a_wish_that_meets_the_end_of_a_stage_finds_the_next_run(line, wish, sta
         thread.join(30)
     _, (first, second) = look(pipeline_id)
     assert wished and (first.state, second.state) == ("completed", state)
+
+
+def test_of_several_who_resume_at_once_one_makes_the_try(line):
+    """PostgreSQL: each of them sees that no run is live, and waits for the line."""
+    pipeline_id = line(STAGES[1:])
+    finish("failed")
+    together = threading.Barrier(4)
+
+    def resume() -> None:
+        together.wait(10)
+        with db.transaction() as session:
+            lines.request_resume_line(session, session.get(Pipeline, pipeline_id))
+
+    threads = [threading.Thread(target=resume) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    state, runs = look(pipeline_id)
+    assert state == "running" and [run.state for run in runs] == ["failed", "queued"]
 
 
 def test_a_line_whose_next_stage_lacked_its_teacher_makes_that_one_when_it_is_back(line):
