@@ -72,25 +72,32 @@ class Bench:
         self.place.mkdir(parents=True, exist_ok=True)
         self.found: dict[str, Any] = {"seed": seed, "sizes": sizes.__dict__}
         self.missed: list[str] = []
+        self.said: set[str] = set()  # runs whose time or age was printed
 
     # -- the pieces -------------------------------------------------------------------------------------------
 
     def train(self, stage: str, name: str, *flags: str) -> Path:
-        """A run of ``train.py``, made unless it is there; its directory."""
+        """A run of ``train.py``, made unless one with the same flags is there; its directory."""
         out = self.place / name
-        results = [json.loads(path.read_text()) for path in out.glob("attempts/*/result.json")]
-        if not any(result["status"] == "completed" for result in results):
-            shutil.rmtree(out, ignore_errors=True)  # of a bench that was broken off
-            start = time.monotonic()
-            command = [sys.executable, str(ROOT / "train.py"), stage, "--out", str(out), "--cache_dir",
-                       str(self.place / "cache"), "--seed", str(self.seed), "--device", "cpu", "--languages", "en",
-                       "--starter_minutes", f"{self.sizes.minutes:g}", "--sample_interval", "0", "--no_use_compile",
-                       *flags]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(f"train.py {stage} ended with status {done.returncode}:\n{done.stdout[-1500:]}"
-                                 f"{done.stderr[-1500:]}")
-            print(f"  {name}: {time.monotonic() - start:.0f} s", flush=True)
+        command = [stage, "--out", str(out), "--cache_dir", str(self.place / "cache"), "--seed", str(self.seed),
+                   "--device", "cpu", "--languages", "en", "--starter_minutes", f"{self.sizes.minutes:g}",
+                   "--sample_interval", "0", "--no_use_compile", *flags]
+        made_with = out / "flags.json"  # written when the run is complete
+        if made_with.exists() and json.loads(made_with.read_text()) == command:
+            made = time.strftime("%Y-%m-%d %H:%M", time.localtime(made_with.stat().st_mtime))
+            if name not in self.said:
+                print(f"  {name}: kept from {made}, whatever code there was then", flush=True)
+            self.said.add(name)
+            return out
+        shutil.rmtree(out, ignore_errors=True)  # of other flags, or of a bench that was broken off
+        start = time.monotonic()
+        done = subprocess.run([sys.executable, str(ROOT / "train.py"), *command], capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"train.py {stage} ended with status {done.returncode}:\n{done.stdout[-1500:]}"
+                             f"{done.stderr[-1500:]}")
+        made_with.write_text(json.dumps(command))
+        self.said.add(name)
+        print(f"  {name}: {time.monotonic() - start:.0f} s", flush=True)
         return out
 
     def checkpoint(self, run: Path, step: int | None = None) -> Path:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.learn import SHORT, Bench
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -24,3 +26,19 @@ def test_every_stage_teaches_what_it_is_for(tmp_path: Path) -> None:
     assert found["lora"]["identity"][0] == 0.0 and found["lora"]["identity"][1] > 0.8
     assert found["dpo"]["preferred"][1] > max(0.9, found["dpo"]["preferred"][0])
     assert found["distill"]["with"]["eval_kl"] < found["distill"]["alone"]["eval_kl"]
+
+
+def test_a_run_of_other_flags_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    made: list[list[str]] = []
+
+    def trained(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        made.append(command)
+        Path(command[command.index("--out") + 1]).mkdir(parents=True)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", trained)
+    for steps in ("3", "3", "4"):
+        Bench(1, SHORT, tmp_path).train("lora", "lora", "--max_steps", steps)
+    assert [command[-1] for command in made] == ["3", "4"]
+    assert capsys.readouterr().out.count("kept from") == 1
