@@ -18,7 +18,7 @@ from babel.messages.pofile import read_po, write_po
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from minimind.config import PATH_KEYS, STAGES  # noqa: E402
+from minimind.config import PATH_KEYS, STAGES, stage_schema  # noqa: E402
 from minimind.presets import PRESETS  # noqa: E402
 
 LOCALE = ROOT / "locale"
@@ -38,6 +38,9 @@ def collect() -> Catalog:
     for folder, methods in SOURCES.items():
         for name, line, text, comments, context in extract_from_dir(
                 ROOT / folder, methods, OPTIONS, KEYWORDS, strip_comment_tags=True):
+            there = catalog.get(text if isinstance(text, str) else text[0])
+            if there is not None and there.id != text:  # a catalogue has one translation for both: one would be wrong
+                raise SystemExit(f"{folder}/{name}:{line}: {text!r} is {there.id!r} elsewhere. Use another text.")
             catalog.add(text, None, [(f"{folder}/{name}", line)], auto_comments=comments, context=context)
     for text in schema_texts():
         catalog.add(text, None, [("minimind/config.py", 1)])
@@ -45,10 +48,12 @@ def collect() -> Catalog:
 
 
 def schema_texts() -> list[str]:
-    """What the core's schema says of stages, options and presets; pages pass it through gettext."""
+    """What the core's schema says of stages, options, their units and presets; pages pass it through gettext."""
     options = [field.description for stage in STAGES.values() for name, field in stage.model_fields.items()
                if field.description and name not in PATH_KEYS]
-    return [*(stage.summary for stage in STAGES.values()), *dict.fromkeys(options),
+    units = [schema["unit"] for stage in STAGES for schema in stage_schema(stage)["schema"]["properties"].values()
+             if schema.get("unit")]
+    return [*(stage.summary for stage in STAGES.values()), *dict.fromkeys(options), *dict.fromkeys(units),
             *(preset.description for preset in PRESETS.values())]
 
 

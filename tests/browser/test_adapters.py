@@ -58,6 +58,13 @@ def test_an_adapter_is_brought_in_chosen_and_taken_along(page: Page, studio: Run
     expect(dialog.get_by_text("Choose a file first.")).to_be_visible()
     dialog.get_by_label("Files").set_input_files(sorted(peft.iterdir()))
     dialog.get_by_label("Name").fill("Pirate")
+    page.route("**/api/v1/checkpoints/import", lambda route: None)  # nothing is answered
+    dialog.get_by_role("button", name="Import", exact=True).click()
+    expect(dialog.get_by_role("button", name="Cancel the import")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(dialog.get_by_text("The upload was cancelled. Nothing was stored.")).to_be_visible()
+    expect(dialog.get_by_role("button", name="Import", exact=True)).to_be_focused()
+    page.unroute_all()
     dialog.get_by_role("button", name="Import", exact=True).click()
     expect(dialog.get_by_text("This is an adapter, which changes a model and is none by itself.")).to_be_visible(
         timeout=60_000)

@@ -94,10 +94,12 @@ def test_an_upload_can_be_cancelled(page: Page, problems: Problems) -> None:
 
 
 def test_rows_as_tokens_say_what_is_graded(page: Page) -> None:
+    tools = {"tools": [{"name": "tides", "description": "High or low."}]}
     upload(page, "talk.jsonl", jsonl(dialogue("At the pier.\nIt waits.", reasoning_content="Look outside."),
-                                     dialogue("船在港口。🚢")))
+                                     dialogue("船在港口。🚢") | tools))
     page.get_by_role("link", name="Look at it").click()
     expect(page.get_by_text("Look outside.")).to_be_visible()
+    expect(page.get_by_text("May use tides")).to_be_visible()
     page.get_by_role("button", name="Tokens", exact=True).click()
     page.locator('[data-opens="learn-dialog"]').first.click()
     page.get_by_label("Size of the vocabulary").fill("10")

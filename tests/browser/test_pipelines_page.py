@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -44,7 +45,7 @@ def test_a_recipe_is_started_with_the_keyboard(page: Page, problems: Problems, s
     expect(minutes).to_have_value("6")  # the recipe's own time, until somebody has said another
     card = page.locator(".recipe-card", has=chosen)
     expect(card.locator("[data-share]")).to_have_text(["3.3 min", "1.8 min", "0.9 min"])
-    expect(card).to_contain_text("reward_accuracy ≥ 0.9")
+    expect(card).to_contain_text("held-out pairs won ≥ 0.9")
     assert not axe(page), "\n".join(axe(page))
     minutes.fill("0")
     minutes.press("Enter")
@@ -60,7 +61,7 @@ def test_a_recipe_is_started_with_the_keyboard(page: Page, problems: Problems, s
     assert page.url.endswith(line["id"]) and line["name"] == "Chat and preference, 20 min"
     assert [(s["stage"], s["config"]["languages"], s["config"]["starter_minutes"]) for s in line["stages"]] == [
         (stage, ["pt"], 17.0) for stage in ("pretrain", "sft", "dpo")]
-    expect(page.get_by_text("reward_accuracy ≥ 0.9")).to_be_visible()
+    expect(page.get_by_text("held-out pairs won ≥ 0.9")).to_be_visible()
     assert not axe(page), "\n".join(axe(page))
 
 
@@ -103,3 +104,18 @@ def test_a_line_of_ones_own_with_a_teacher(page: Page, studio: RunningStudio) ->
     stages = newest(studio)["stages"]
     assert stages[2]["from_stage"] == -1 and stages[2]["config"]["preset"] == "tiny-cpu"
     assert stages[3]["teacher_stage"] == 1 and "from_stage" not in stages[3]
+
+
+def test_back_from_a_line_another_one_can_be_started(page: Page) -> None:
+    page.route(re.compile("/pipelines/(?!new)"), lambda route: route.fulfill(status=204))  # the page stays
+    page.goto("/pipelines/new")
+    for name in ("Start the recipe", "Start the pipeline"):
+        start, made = page.get_by_role("button", name=name), set()
+        for _ in range(2):
+            with page.expect_response("**/api/v1/pipelines") as answer:
+                start.click()
+            made.add(answer.value.json()["id"])
+            expect(start).to_be_disabled()
+            page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))")
+            expect(start).to_be_enabled()
+        assert len(made) == 2

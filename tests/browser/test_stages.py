@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from app.runs.explain import explain
 from minimind.config import STAGES
@@ -65,6 +65,7 @@ def test_what_a_stage_needs_is_asked_for_and_stays_over_a_switch(page: Page, che
     page.locator("details[data-group=about] summary").click()  # closed: it stays so
     page.get_by_role("radio", name="Preferences (DPO)").check()
     expect(page.locator("#option-loss_type")).to_be_visible()
+    expect(page.locator("#help-dataset_id")).to_contain_text("can learn from: preference pairs.")
     expect(base).to_have_value(checkpoint["id"])
     assert not page.locator("details[data-group=about]").evaluate("details => details.open")
     settle(page)
@@ -126,3 +127,17 @@ def test_every_stage_leads_to_its_source(page: Page) -> None:
     for address in ("/stages", "/stages/dpo", "/source", "/source/minimind/objectives.py", "/runs/new?stage=distill"):
         page.goto(address)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), address
+
+
+def test_a_stage_that_was_chosen_before_the_scripts_are_here(page: Page) -> None:
+    held: list[Route] = []
+    is_here: list[bool] = []
+    page.route("**/*.js", lambda route: route.continue_() if is_here else held.append(route))
+    page.goto("/runs/new?stage=sft", wait_until="commit")
+    page.get_by_role("radio", name="LoRA").check()
+    is_here.append(True)
+    for route in held:
+        route.continue_()
+    expect(page.locator("#option-lora_rank")).to_be_visible()
+    expect(page.locator("run-form [type=submit]")).to_have_text("Choose a base checkpoint")
+    assert body(page)["stage"] == "lora"

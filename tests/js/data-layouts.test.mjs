@@ -1,11 +1,12 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { columnsOf, encodingName, fromChoice, layoutName, mappingOf, sayChoice, toChoice } from "../../static/js/lib/data-layouts.js";
+import { columnsOf, encodingName, fromChoice, layoutName, mappingOf, partName, sayChoice, toChoice } from "../../static/js/lib/data-layouts.js";
 
 test("layouts have names and columns", () => {
   assert.equal(layoutName("alpaca"), "Alpaca: instructions with answers");
   assert.equal(layoutName("something new"), "something new");
+  assert.equal(partName("tools"), "dialogues with tool calls");
   assert.deepEqual(columnsOf("pairs").filter((column) => column.isNeeded).map((column) => column.key), ["question", "answer"]);
   assert.deepEqual(columnsOf("conversations"), []);
   assert.equal(encodingName("gb18030"), "GB18030 (GBK)");

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { problemOf, Rate, send, strangeKind } from "../../static/js/lib/upload.js";
+import { problemOf, Rate, send, sendingWords, strangeKind } from "../../static/js/lib/upload.js";
 
 const file = (name, content = "x", type = "") => new File([content], name, { type });
 
@@ -16,6 +16,15 @@ test("files that are no text are named kindly", async () => {
   const problem = await problemOf(file("letter.docx"));
   assert.match(problem.message, /letter\.docx is a document/);
   assert.match(problem.hint, /\.txt or \.jsonl/);
+});
+
+test("a sending says how far it is", () => {
+  const rate = new Rate();
+  rate.add(0, 10);
+  assert.equal(sendingWords(rate, 0, 8e6), "0 B of 8 MB");
+  rate.add(4e6, 12);
+  assert.equal(sendingWords(rate, 4e6, 8e6), "4 MB of 8 MB · 2 MB a second · 2 s left");
+  assert.equal(sendingWords(rate, 8e6, 8e6), "Sent. The studio is putting it away.");
 });
 
 test("the first bytes tell what a name hides", async () => {

@@ -102,6 +102,7 @@ class ChatComposer extends HTMLElement {
 
   /** Somebody listens now. What was sent by an Enter before, when the field alone only began a new line, goes too. */
   begin({ hasFocus }) {
+    this.choose(this.model, this.adapter); // another model may have been chosen before
     if (hasFocus) this.field.focus();
     if (!this.field.value.endsWith("\n")) return;
     this.field.value = this.field.value.slice(0, -1);

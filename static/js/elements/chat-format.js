@@ -17,13 +17,13 @@ class ChatFormat extends HTMLElement {
     const find = (name) => this.querySelector(name);
     this.parts = { turns: find("[data-turns]"), blank: find("template"), tools: find("[data-tools]"), choice: find("[data-choice]"),
                    problem: find("[data-problem]"), tokens: find("[data-tokens]"), text: find("[data-text]"), count: find("[data-count]") };
-    this.example = [...this.parts.turns.children].map((turn) => turn.cloneNode(true));
-    this.exampleTools = this.parts.tools.value;
+    this.example = [...this.parts.turns.children].map(asWritten);
     this.behind = "";
     const soon = debounced(() => this.#load(), TYPING_PAUSE_MS);
     this.addEventListener("input", ({ target }) => target.matches("textarea") && soon());
     this.addEventListener("change", ({ target }) => this.#chosen(target));
     this.addEventListener("click", ({ target }) => this.#click(target.closest("button")));
+    for (const role of this.querySelectorAll("[data-role-of]")) this.#showRole(role); // chosen before this script was here
     this.#number();
     this.#load();
   }
@@ -72,9 +72,7 @@ class ChatFormat extends HTMLElement {
 
   #chosen(control) {
     if (control.matches("[data-role-of]")) {
-      const turn = control.closest("[data-turn]");
-      turn.dataset.role = control.value;
-      for (const part of turn.querySelectorAll("[data-of-assistant]")) part.hidden = control.value !== "assistant";
+      this.#showRole(control);
       this.#number();
       this.#load();
     } else if (control === this.parts.choice) {
@@ -84,6 +82,12 @@ class ChatFormat extends HTMLElement {
       history.replaceState(history.state, "", url);
       this.#load();
     }
+  }
+
+  #showRole({ value, parentElement }) {
+    const turn = parentElement.closest("[data-turn]");
+    turn.dataset.role = value;
+    for (const part of turn.querySelectorAll("[data-of-assistant]")) part.hidden = value !== "assistant";
   }
 
   #click(button) {
@@ -108,7 +112,7 @@ class ChatFormat extends HTMLElement {
       next.querySelector("[data-role-of]").focus();
     } else if ("example" in button.dataset) {
       turns.replaceChildren(...this.example.map((turn) => turn.cloneNode(true)));
-      this.parts.tools.value = this.exampleTools;
+      this.parts.tools.value = this.parts.tools.defaultValue;
     } else {
       return;
     }
@@ -128,6 +132,13 @@ class ChatFormat extends HTMLElement {
       remove.disabled = turns.length === 1;
     }
   }
+}
+
+/** A turn of the example, whatever has been typed into it since. */
+function asWritten(turn) {
+  const copy = turn.cloneNode(true);
+  for (const field of copy.querySelectorAll("textarea")) field.value = field.defaultValue;
+  return copy;
 }
 
 customElements.define("chat-format", ChatFormat);

@@ -1,11 +1,10 @@
 // <checkpoint-import>: sends the files of a model or an adapter, follows the job that reads them, and leads to what
 // became of them. The dialog may be closed meanwhile: a toast says how it ended.
 
-import { get, newKey } from "../lib/api.js";
-import { h, setText } from "../lib/dom.js";
-import { bytes } from "../lib/format.js";
+import { get, newKey, post } from "../lib/api.js";
+import { h, setBusy, setText } from "../lib/dom.js";
 import { t } from "../lib/i18n.js";
-import { Rate, send } from "../lib/upload.js";
+import { Rate, send, sendingWords } from "../lib/upload.js";
 import { wireDialog } from "./dataset-dialog.js";
 import { clearProblems, problemNotice, sayAt, showProblems } from "./dataset-problems.js";
 import { toast, toastError } from "./toast-stack.js";
@@ -18,7 +17,7 @@ class CheckpointImport extends HTMLElement {
     const find = (selector) => this.querySelector(selector);
     Object.assign(this, { form: find("form"), fields: find("[data-fields]"), progress: find("[data-progress]"),
                           bar: find("progress"), said: find("[data-said]"), problem: find("[data-problem]"),
-                          button: find("[type=submit]"), key: newKey() });
+                          button: find("[type=submit]"), cancel: find("[data-cancel]"), key: newKey() });
     this.dialog = wireDialog(this, () => this.isDone && this.#show("fields"));
     this.form.addEventListener("change", () => {
       this.key = newKey(); // the key belongs to what is sent
@@ -27,6 +26,7 @@ class CheckpointImport extends HTMLElement {
       event.preventDefault();
       if (!this.upload && !this.job) this.#send();
     });
+    this.cancel.addEventListener("click", () => this.#cancel());
     this.warn = (event) => event.preventDefault(); // leaving the page would end the upload
   }
 
@@ -51,8 +51,7 @@ class CheckpointImport extends HTMLElement {
     const onProgress = (sent, total) => {
       rate.add(sent, performance.now() / 1000);
       Object.assign(this.bar, { max: total, value: sent });
-      setText(this.said, sent >= total ? t("Sent. The studio is putting it away.")
-        : t("%(done)s of %(total)s", { done: bytes(sent), total: bytes(total) }));
+      setText(this.said, sendingWords(rate, sent, total));
     };
     setText(this.said, t("Starting to send"));
     window.addEventListener("beforeunload", this.warn);
@@ -64,11 +63,28 @@ class CheckpointImport extends HTMLElement {
       this.#look();
     } catch (error) {
       this.#show("fields");
+      if (error.name === "AbortError") {
+        this.problem.replaceChildren(h("p.muted", { role: "status" }, t("The upload was cancelled. Nothing was stored.")));
+        return;
+      }
       const rest = showProblems(this.form, error);
       if (rest) this.problem.replaceChildren(problemNotice(rest));
     } finally {
       this.upload = null;
       window.removeEventListener("beforeunload", this.warn);
+    }
+  }
+
+  /** Its end is told by the upload, or by the job. */
+  async #cancel() {
+    this.upload?.cancel();
+    if (!this.job) return;
+    setBusy(this.cancel, true);
+    try {
+      await post(`/jobs/${this.job}/cancel`);
+    } catch (error) {
+      if (error.status !== 409) toastError(error); // 409: it has ended, as the next look will tell
+      setBusy(this.cancel, false);
     }
   }
 
@@ -102,7 +118,7 @@ class CheckpointImport extends HTMLElement {
       if (!this.dialog.open) toastError(said);
       return;
     }
-    this.isDone = true;
+    this.isDone = this.cancel.hidden = true;
     this.form.reset();
     setText(this.said, result.kind === "adapter" ? t("The adapter is here.") : t("The model is here."));
     Object.assign(this.bar, { max: 1, value: 1 });
@@ -116,10 +132,13 @@ class CheckpointImport extends HTMLElement {
   #show(part) {
     this.isDone = false;
     const isForm = part === "fields";
+    const hadFocus = [this.button, this.cancel].includes(document.activeElement);
     this.fields.hidden = this.button.hidden = !isForm;
-    this.progress.hidden = isForm;
+    this.progress.hidden = this.cancel.hidden = isForm;
+    setBusy(this.cancel, false);
     this.bar.removeAttribute("value");
     this.problem.replaceChildren();
+    if (hadFocus) (isForm ? this.button : this.cancel).focus(); // the one that had it is gone
   }
 }
 

@@ -32,6 +32,9 @@ export class DatasetForm extends HTMLElement {
   /** What must be there before the dataset is asked for. */
   async prepare() {}
 
+  /** It is on its way. */
+  accepted() {}
+
   async #submit(button) {
     clearProblems(this.form);
     const asked = this.asked();
@@ -42,6 +45,7 @@ export class DatasetForm extends HTMLElement {
       await this.prepare(asked);
       const dataset = await post("/datasets", asked, { key: this.key });
       this.key = newKey();
+      this.accepted();
       this.form.hidden = true;
       this.after.hidden = false;
       followImport(this.after, dataset, () => this.#again());

@@ -3,7 +3,7 @@
 import { get } from "../lib/api.js";
 import { h, svg } from "../lib/dom.js";
 import { integer } from "../lib/format.js";
-import { t, tn } from "../lib/i18n.js";
+import { t } from "../lib/i18n.js";
 import { histogram, median } from "../lib/tokens.js";
 
 const ROWS_A_REQUEST = 100;
@@ -38,7 +38,7 @@ class DatasetLengths extends HTMLElement {
   #show(lengths, isCut) {
     const bars = histogram(lengths);
     const [least, most] = [Math.min(...lengths), Math.max(...lengths)];
-    const rows = tn("%(num)s row", "the first %(num)s rows", lengths.length);
+    const rows = t("the first %(num)s rows", { num: integer(lengths.length) });
     const words = t("Of %(rows)s, half have at most %(median)s characters; the shortest has %(least)s, the longest %(most)s.", {
       rows, median: integer(median(lengths)), least: integer(least), most: integer(most) });
     const cut = isCut ? " " + t("Very long texts are counted up to where the preview cuts them.") : "";

@@ -29,9 +29,10 @@ export function sayAt(form, name, message, hint) {
   return true;
 }
 
-/** Say at each number field of a form what it takes, where it has none of it; whether all are right. */
+/** Say at each number field that counts (a hidden one does not) what it takes, where it has none of it; whether all are right. */
 export function checkNumbers(form) {
-  const wrong = [...form.querySelectorAll("input[type=number]")].filter((input) => input.value === "" || !input.validity.valid);
+  const wrong = [...form.querySelectorAll("input[type=number]")]
+    .filter((input) => !input.closest("[hidden]") && (input.value === "" || !input.validity.valid));
   for (const input of wrong) {
     const limits = { from: bound(input.min), to: bound(input.max) };
     sayAt(form, input.name, input.step === "1" ? t("Give a whole number from %(from)s to %(to)s.", limits)

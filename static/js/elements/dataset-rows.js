@@ -37,8 +37,10 @@ function tokensOf(row) {
 function textOf(row, layout) {
   if (layout === "text" || layout === "txt") return [h("p.preview-text", { dir: "auto" }, row.text)];
   if (layout === "questions") return [h("p.preview-text", { dir: "auto" }, row.question)];
-  if (layout === "conversations") return row.conversations.map(turn);
-  return [pair(h("div.stack", {}, ...(row.chosen ?? []).map(turn)), h("div.stack", {}, ...(row.rejected ?? []).map(turn)))];
+  const tools = listOf(row.tools).map(offered);
+  const head = tools.length ? [h("div.turn", { "data-role": "system" }, h("p.turn-role", {}, t("Tools")), ...tools)] : [];
+  if (layout === "conversations") return [...head, ...row.conversations.map(turn)];
+  return [...head, pair(h("div.stack", {}, ...(row.chosen ?? []).map(turn)), h("div.stack", {}, ...(row.rejected ?? []).map(turn)))];
 }
 
 function pair(chosen, rejected) {
@@ -54,7 +56,12 @@ function turn(message) {
     message.reasoning_content ? aside(t("Thinks"), String(message.reasoning_content)) : null,
     content ? h("p.preview-text", { dir: "auto" }, content) : null,
     ...listOf(message.tool_calls).map((call) => code(t("Calls %(name)s", { name: nameOf(call) }), argumentsOf(call))),
-    ...listOf(message.tools).map((tool) => code(t("May use %(name)s", { name: nameOf(tool) }), (tool.function ?? tool).description ?? "")));
+    ...listOf(message.tools).map(offered));
+}
+
+/** A tool that may be called. Where a file had them in a column, they stand at the row and not at a message. */
+function offered(tool) {
+  return code(t("May use %(name)s", { name: nameOf(tool) }), (tool.function ?? tool).description ?? "");
 }
 
 function aside(title, text) {

@@ -43,10 +43,13 @@ class DatasetTeacher extends DatasetForm {
   }
 
   async prepare({ source: { endpoint } }) {
-    const field = this.form.elements.key;
-    if (!endpoint || !field.value.trim()) return;
-    await api("PUT", "/secrets/teacher", { body: { url: endpoint.url, key: field.value.trim() } });
-    field.value = "";
+    const key = this.form.elements.key.value.trim();
+    if (endpoint && key) await api("PUT", "/secrets/teacher", { body: { url: endpoint.url, key } });
+  }
+
+  /** Not before: a request that was refused is sent again, perhaps to another address. */
+  accepted() {
+    this.form.elements.key.value = "";
   }
 }
 

@@ -14,6 +14,7 @@ class FileDrop extends HTMLElement {
     this.about = this.querySelector("[data-file-about]");
     this.idle = [this.name.textContent, this.about.textContent];
     this.input.addEventListener("change", () => this.#show());
+    if (this.file) this.#show(); // chosen before this script was here, or kept by a reload
     this.controller = new AbortController();
     const options = { signal: this.controller.signal };
     document.addEventListener("dragover", (event) => this.#over(event), options);

@@ -1,7 +1,7 @@
 // The first-model wizard: writes the starter world (or takes the one of an earlier time), then starts the pipeline.
 
 import { get, newKey, post } from "../lib/api.js";
-import { setText } from "../lib/dom.js";
+import { onReturn, setBusy, setText } from "../lib/dom.js";
 import { t, tn } from "../lib/i18n.js";
 import { starterSource, stagesFor, withSource } from "../lib/first-model.js";
 
@@ -17,6 +17,10 @@ class FirstModel extends HTMLElement {
       event.preventDefault();
       this.#start();
     });
+    onReturn(() => {
+      setBusy(this.querySelector("[type=submit]"), false);
+      this.#say("");
+    });
   }
 
   async #start() {
@@ -25,8 +29,7 @@ class FirstModel extends HTMLElement {
     const language = this.form.elements.language.value;
     const asked = { minutes: Number(minutes), preset, share: Number(share), languages: language ? [language] : null };
     this.#problem(null);
-    button.disabled = true;
-    button.setAttribute("aria-busy", "true");
+    setBusy(button, true);
     try {
       this.#say(t("Writing the starter world."));
       const [text, dialogues] = await Promise.all(["text", "dialogues"].map((part) => this.#dataset(part, asked)));
@@ -35,12 +38,12 @@ class FirstModel extends HTMLElement {
         name: tn("First model, %(num)s minute", "First model, %(num)s minutes", asked.minutes),
         stages: stagesFor(asked, text, dialogues),
       }, { key: this.#key("pipeline") });
+      this.keys.clear(); // the next one is another
       location.assign(`/pipelines/${pipeline.id}`);
     } catch (error) {
       this.#problem(error);
       this.#say("");
-      button.disabled = false;
-      button.removeAttribute("aria-busy");
+      setBusy(button, false);
     }
   }
 

@@ -1,7 +1,8 @@
 // <pipeline-form data-offer>: stages in a line, each with its data and its budget.
 
 import { newKey } from "../lib/api.js";
-import { dataOf, h } from "../lib/dom.js";
+import { partName } from "../lib/data-layouts.js";
+import { dataOf, h, onReturn, setBusy } from "../lib/dom.js";
 import { t } from "../lib/i18n.js";
 import { beginsModel, fitting, partValue, placeOf, stagesOf } from "../lib/pipeline-stages.js";
 import { startLine } from "../lib/start-line.js";
@@ -21,6 +22,7 @@ class PipelineForm extends HTMLElement {
       this.#start();
     });
     this.addEventListener("input", () => (this.key = newKey()));
+    onReturn(() => setBusy(this.querySelector("[type=submit]"), false));
     this.#add("pretrain");
     this.#add("sft");
   }
@@ -81,7 +83,7 @@ class PipelineForm extends HTMLElement {
       row.querySelector("[data-title]").textContent = titles[place];
       control(row, "stage").closest(".field").querySelector(".help").textContent = stage.summary;
       offer(control(row, "dataset"), [["", t("Starter corpus")],
-        ...stage.parts.map((part) => [partValue(part), t("Starter corpus: %(part)s", { part })]),
+        ...stage.parts.map((part) => [partValue(part), t("Starter corpus: %(part)s", { part: partName(part) })]),
         ...fitting(this.offer.datasets, stage).map((each) => [each.id, each.name])]);
       const earlier = rows.slice(0, place).map((each, at) => [String(at), titles[at]]);
       this.#offerPlaces(row, "from", [["", t("The stage before")], ["-1", t("Random weights")], ...earlier.slice(0, -1)]);
@@ -118,9 +120,10 @@ class PipelineForm extends HTMLElement {
       [...row.querySelectorAll("[data-field]")].map((each) => [each.dataset.field, each.value])));
   }
 
-  #start() {
+  async #start() {
     const body = () => ({ name: this.querySelector("[name=name]").value, stages: stagesOf(this.#values()) });
-    startLine(this.querySelector("form"), body, { key: this.key, placeOf: (field) => this.#errorOf(field) });
+    const isStarted = await startLine(this.querySelector("form"), body, { key: this.key, placeOf: (field) => this.#errorOf(field) });
+    if (isStarted) this.key = newKey();
   }
 
   /** Where a problem of this field of the API is said, or null. */

@@ -1,7 +1,7 @@
 // <recipe-starter>: choose a recipe and its time; one button starts the whole line.
 
 import { newKey } from "../lib/api.js";
-import { setText } from "../lib/dom.js";
+import { onReturn, setBusy, setText } from "../lib/dom.js";
 import { t } from "../lib/i18n.js";
 import { bodyOf, minutesOf } from "../lib/recipe-form.js";
 import { startLine } from "../lib/start-line.js";
@@ -21,7 +21,10 @@ class RecipeStarter extends HTMLElement {
       event.preventDefault();
       this.#start();
     });
-    this.#shareOut(); // a reload keeps what stood in the form
+    onReturn(() => setBusy(this.form.querySelector("[type=submit]"), false));
+    // a reload keeps what stood in the form; a recipe that was chosen before this script was here has its own time
+    if (this.minutes.value === this.minutes.defaultValue) this.minutes.value = this.querySelector("[name=recipe]:checked").dataset.minutes;
+    this.#shareOut();
   }
 
   /** What each stage gets of the time. The cards that are not chosen keep their recipe's own time. */
@@ -34,12 +37,13 @@ class RecipeStarter extends HTMLElement {
     }
   }
 
-  #start() {
+  async #start() {
     const { recipe, minutes, language, preset } = Object.fromEntries(new FormData(this.form));
     const title = this.querySelector(`label[for="recipe-${recipe}"]`).textContent;
     const name = minutes === "" ? title : t("%(title)s, %(minutes)s min", { title, minutes: Number(minutes) });
-    startLine(this.form, () => bodyOf({ recipe, minutes, language, preset }, name), {
+    const isStarted = await startLine(this.form, () => bodyOf({ recipe, minutes, language, preset }, name), {
       key: this.key, placeOf: (field) => field && this.querySelector(`[data-error="${CSS.escape(field)}"]`) });
+    if (isStarted) this.key = newKey();
   }
 }
 

@@ -1,6 +1,6 @@
 // The form of a new run: numbers and problems while you type, the state in the address, and one request to queue it.
 
-import { debounced, dataOf, h, setText } from "../lib/dom.js";
+import { debounced, dataOf, h, onReturn, setText } from "../lib/dom.js";
 import { ApiError, newKey, post } from "../lib/api.js";
 import { t, tn } from "../lib/i18n.js";
 import { liveSocket } from "../lib/live-socket.js";
@@ -36,13 +36,15 @@ class RunForm extends HTMLElement {
       if (target?.dataset.go) goTo(this.form, target.dataset.go);
       else if (target) this.#reset(target.closest("[data-field]"));
     });
-    window.addEventListener("pageshow", (event) => event.persisted && this.#busy(false)); // back from the run's page
+    onReturn(() => this.#busy(false));
     this.stop = liveSocket().subscribe("system", ({ data }) => {
       if (data?.hosts) this.machines = data;
       this.#showOutlook();
     });
     this.#look();
-    this.#ask();
+    const drawn = this.form.querySelector("[name=stage][checked]").value; // another may have been chosen before this script was here
+    if (drawn === this.state.stage) this.#ask();
+    else this.#switchStage(drawn);
   }
 
   disconnectedCallback() {
@@ -58,9 +60,8 @@ class RunForm extends HTMLElement {
     this.#remember();
     showParts(this.form, this.state, this.budgets);
     markChanges(this.form);
-    const { body, problems } = request(this.state, this.specs, this.budgets);
-    this.body = body;
-    this.own = problems;
+    const { body, problems: own } = request(this.state, this.specs, this.budgets);
+    Object.assign(this, { body, own });
     setText(this.querySelector("#same-command"), commandLine(body));
     setText(this.querySelector("#same-body"), JSON.stringify(body, null, 2));
     this.querySelector("[data-command-note]").hidden = !hasIds(body);
@@ -164,9 +165,8 @@ class RunForm extends HTMLElement {
   }
 
   /** Other options, same texts: what both stages know stays, and what only one knows comes back with it. */
-  async #switchStage() {
+  async #switchStage(before = this.state.stage) {
     const stage = this.form.elements.stage.value;
-    const before = this.state.stage;
     const params = query(this.state, this.specs, this.dataset.clone);
     const known = { ...this.remembered, dataset_id: this.datasets[stage] ?? this.state.dataset_id };
     for (const [name, text] of Object.entries(known)) if (text) params.set(name, text);

@@ -2,9 +2,8 @@
 
 import { newKey } from "../lib/api.js";
 import { h, setText } from "../lib/dom.js";
-import { bytes, duration } from "../lib/format.js";
 import { t, tn } from "../lib/i18n.js";
-import { problemOf, Rate, send } from "../lib/upload.js";
+import { problemOf, Rate, send, sendingWords } from "../lib/upload.js";
 import { followImport } from "./dataset-after.js";
 import { clearProblems, problemNotice, sayAt, showProblems } from "./dataset-problems.js";
 import "./file-drop.js";
@@ -30,6 +29,7 @@ class UploadForm extends HTMLElement {
       this.key = newKey();
       this.#look(detail.count > 1 ? tn("Only the first of %(num)s file is taken.", "Only the first of %(num)s files is taken.", detail.count) : "");
     });
+    if (this.drop.file) this.#look();
     this.warn = (event) => event.preventDefault(); // leaving the page would end the upload
   }
 
@@ -119,15 +119,7 @@ class UploadForm extends HTMLElement {
       rate.add(sent, performance.now() / 1000);
       bar.max = total;
       bar.value = sent;
-      if (sent >= total) {
-        setText(amount, t("Sent. The studio is putting it away."));
-        return;
-      }
-      const left = rate.left(total);
-      const words = [t("%(done)s of %(total)s", { done: bytes(sent), total: bytes(total) })];
-      if (rate.perSecond) words.push(t("%(speed)s a second", { speed: bytes(rate.perSecond) }));
-      if (left !== null) words.push(t("%(time)s left", { time: duration(left) }));
-      setText(amount, words.join(" · "));
+      setText(amount, sendingWords(rate, sent, total));
     };
   }
 

@@ -26,10 +26,16 @@ const COLUMNS = {
   preference: [["question"], ["messages"], ["chosen", true], ["rejected", true], ["system"], ["tools"]],
   kto: RATED, kto_good: RATED, text: [["text", true]],
 };
+const PART_NAMES = {
+  text: () => t("stories and facts"), dialogues: () => t("dialogues"), preferences: () => t("Preference pairs").toLowerCase(),
+  tools: () => t("dialogues with tool calls"), identity: () => t("dialogues with another name"), questions: () => t("questions"),
+};
 const ENCODINGS = { "utf-8": "UTF-8", "utf-8-sig": "UTF-8", gb18030: "GB18030 (GBK)" };
 
 export const layoutName = (layout) => NAMES[layout]?.() ?? layout;
 export const columnName = (key) => COLUMN_NAMES[key]?.() ?? key;
+/** What a part of the starter corpus holds. */
+export const partName = (part) => PART_NAMES[part]?.() ?? part;
 export const encodingName = (encoding) => ENCODINGS[encoding] ?? encoding.toUpperCase();
 
 /** The columns that a layout takes: `[{key, isNeeded}]`; none where nothing is to be chosen. */

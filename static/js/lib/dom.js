@@ -46,6 +46,18 @@ export function localTimes(root) {
   }
 }
 
+/** Do `work` when Back brings this page again as it was left: with buttons that wait for an answer that came long ago. */
+export function onReturn(work) {
+  window.addEventListener("pageshow", (event) => event.persisted && work());
+}
+
+/** A button that waits for an answer, or that can be pressed. */
+export function setBusy(button, is) {
+  button.disabled = is;
+  if (is) button.setAttribute("aria-busy", "true");
+  else button.removeAttribute("aria-busy");
+}
+
 /** A function that runs at most once per `interval` ms, the last call always. */
 export function throttled(work, interval) {
   let timer = null;

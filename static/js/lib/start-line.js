@@ -1,25 +1,26 @@
 // Starting a pipeline from a form: what recipes and lines of one's own have in common.
 
 import { post } from "./api.js";
+import { setBusy } from "./dom.js";
 import { t } from "./i18n.js";
 
 /**
  * Send what `body()` gives and go to the page of the new pipeline. A refusal stands in the `.field-error` that
- * `placeOf(field)` finds for it; what has no place, in the form's [data-problem].
+ * `placeOf(field)` finds for it; what has no place, in the form's [data-problem]. Returns whether it was started.
  */
 export async function startLine(form, body, { key, placeOf }) {
   clear(form);
-  if (isUnreadable(form)) return;
+  if (isUnreadable(form)) return false;
   const button = form.querySelector("[type=submit]");
-  button.disabled = true;
-  button.setAttribute("aria-busy", "true");
+  setBusy(button, true);
   try {
     const line = await post("/pipelines", body(), { key });
-    location.assign(`/pipelines/${line.id}`);
+    location.assign(`/pipelines/${line.id}`); // the button stays busy until the page is there
+    return true;
   } catch (error) {
     explain(form, error.problems?.length ? error.problems : [error], placeOf);
-    button.disabled = false;
-    button.removeAttribute("aria-busy");
+    setBusy(button, false);
+    return false;
   }
 }
 

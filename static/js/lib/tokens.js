@@ -66,7 +66,7 @@ export function countedWords({ tokens, targets }, isCut) {
 /** How many tokens a conversation has and how many of them are graded, as a sentence. */
 export function countWords(tokens, targets) {
   return tn("%(num)s token, %(targets)s graded (%(share)s).", "%(num)s tokens, %(targets)s graded (%(share)s).", tokens,
-            { targets: integer(targets), share: `${Math.round((100 * targets) / tokens)} %` });
+            { targets: integer(targets), share: `${Math.round((100 * targets) / Math.max(1, tokens))} %` });
 }
 
 const STEPS = [1, 2, 5];

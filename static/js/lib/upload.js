@@ -2,6 +2,7 @@
 // progress, so this is XMLHttpRequest.)
 
 import { ApiError, errorOf } from "./api.js";
+import { bytes, duration } from "./format.js";
 import { t } from "./i18n.js";
 
 export const MAX_BYTES = 64 * 2 ** 30; // what the server takes
@@ -80,6 +81,16 @@ export class Rate {
     const speed = this.perSecond;
     return speed ? Math.max(0, total - this.#samples.at(-1)[1]) / speed : null;
   }
+}
+
+/** How far a sending is, in words: "3 MB of 9 MB · 1 MB a second · 6 s left". */
+export function sendingWords(rate, sent, total) {
+  if (sent >= total) return t("Sent. The studio is putting it away.");
+  const words = [t("%(done)s of %(total)s", { done: bytes(sent), total: bytes(total) })];
+  if (rate.perSecond) words.push(t("%(speed)s a second", { speed: bytes(rate.perSecond) }));
+  const left = rate.left(total);
+  if (left !== null) words.push(t("%(time)s left", { time: duration(left) }));
+  return words.join(" · ");
 }
 
 /**
