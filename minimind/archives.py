@@ -15,7 +15,7 @@ UNREADABLE_ZIP = (zipfile.BadZipFile, RuntimeError, ValueError)
 DAMAGED = (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError)
 
 
-def is_damage(error: OSError) -> bool:
-    """Whether it is about what the archive says and not about the disk: a decompressor's has no number, and an entry
-    that begins in front of the file is an invalid argument."""
-    return error.errno in (None, errno.EINVAL)
+def is_damage(error: Exception) -> bool:
+    """Whether an error of reading is about what the archive says and not about the disk. Of the ``OSError``s a
+    decompressor's has no number, and an entry that begins in front of the file is an invalid argument."""
+    return not isinstance(error, OSError) or error.errno in (None, errno.EINVAL)

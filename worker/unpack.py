@@ -52,7 +52,7 @@ def unpack(archive: Path, target: Path) -> None:
         raise
     except (OSError, tarfile.TarError, *UNREADABLE_ZIP, *DAMAGED, MemoryError, OverflowError) as error:
         # the last two: a tar whose header says that a name has terabytes
-        if isinstance(error, OSError) and not is_damage(error):
+        if not is_damage(error):
             raise
         raise CheckpointError(f"The archive cannot be unpacked: {str(error).rstrip('.') or type(error).__name__}.",
                               hint="Pack the files again as .zip, without a password.") from error

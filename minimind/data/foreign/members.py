@@ -68,7 +68,7 @@ class Stream:
                 return b""
             raise DataError(f"{self._name} ends in the middle.", hint="Was it copied whole? Pack it again.") from None
         except (OSError, *DAMAGED) as error:
-            if isinstance(error, OSError) and not is_damage(error):
+            if not is_damage(error):
                 raise
             raise DataError(f"{self._name} cannot be unpacked: {error}.", hint="Pack it again, with deflate.") from None
         self.unpacked += len(block)
@@ -164,7 +164,7 @@ def _open_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str, is_
     try:
         stream = archive.open(entry)
     except (OSError, *UNREADABLE_ZIP) as error:
-        if isinstance(error, OSError) and not is_damage(error):
+        if not is_damage(error):
             raise
         raise DataError(f"{name} cannot be unpacked: {error}.", hint="Pack it again, with deflate.") from None
     counter = _Counter(stream)
