@@ -72,6 +72,14 @@ def test_the_student_comes_closer_to_its_teacher(place: Path, tmp_path: Path, te
     assert all("teacher" not in name for name in load_file(RunDir(out).checkpoint_dirs()[0] / "model.safetensors"))
 
 
+def test_the_teacher_has_the_precision_that_is_asked_for(place: Path, tmp_path: Path) -> None:
+    for asked, said in (("auto", "float32"), ("bfloat16", "bfloat16")):
+        out = tmp_path / asked
+        assert run("distill", "--out", out, *options(place, "--teacher_dtype", asked, "--max_steps", 1)) == 0
+        logs = [event["data"]["message"] for event in events(out, 1, "log")]
+        assert [text for text in logs if text.startswith("Teacher: ") and text.endswith(f" in {said}.")]
+
+
 def test_the_evaluation_is_the_students_own_cross_entropy(place: Path, tmp_path: Path) -> None:
     """So that it can be compared with that of a student who had no teacher: alpha changes nothing in it."""
     common = ("--max_steps", 1, "--eval_interval", 1, "--learning_rate", 1e-9, "--optimizer", "adamw")

@@ -186,6 +186,21 @@ def test_the_student_moves_towards_the_teacher_alone(tmp_path: Path) -> None:
     assert max(float(p.grad.abs().max()) for p in same.parameters()) < 1e-5
 
 
+def test_a_teacher_of_low_precision_teaches_nearly_the_same(tmp_path: Path) -> None:
+    rows, _ = pairs(tmp_path / "cache")
+    window = Window(1, 0, 0, np.arange(len(rows)))
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        student, teacher = model(1), model(2).to(dtype)
+        ours = stepper(student, rows, Distillation(teacher, alpha=0.0, temperature=2.0, reverse=False), 100)
+        loss = float(ours.accumulate(window)[0])
+        assert {p.dtype for p in teacher.parameters()} == {dtype}
+        found.append((loss, torch.cat([p.grad.flatten() for p in student.parameters()])))
+    (exact, gradient), (rounded, other) = found
+    assert rounded != exact and rounded == pytest.approx(exact, rel=0.02)
+    assert F.cosine_similarity(gradient, other, dim=0) > 0.999
+
+
 def test_a_teacher_has_an_attention_kernel_of_its_own(tmp_path: Path) -> None:
     """A GPU's kernels for streams know neither float32 nor every size of heads."""
     gpu = torch.device("cuda")
