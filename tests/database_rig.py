@@ -9,6 +9,8 @@ import atexit
 import functools
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +46,20 @@ def make_database(backend: str, directory: Path, monkeypatch: pytest.MonkeyPatch
                                                   f"options=-csearch_path%3D{_own_schema(server)}")
     get_settings.cache_clear()
     url = get_settings().sqlalchemy_url
+    file = directory / "studio.db"
+    if backend == "sqlite" and not file.exists():
+        shutil.copyfile(_empty_sqlite(), file)
+    else:
+        _make_tables(url)
+    try:
+        yield url
+    finally:
+        db.engine_for(url).dispose()
+        monkeypatch.undo()
+        get_settings.cache_clear()
+
+
+def _make_tables(url: str) -> None:
     with db.engine_for(url).begin() as connection:
         if inspect(connection).has_table("run"):
             for table in reversed(Base.metadata.sorted_tables):
@@ -51,12 +67,18 @@ def make_database(backend: str, directory: Path, monkeypatch: pytest.MonkeyPatch
         else:
             Base.metadata.create_all(connection)
         guards.install(connection)
-    try:
-        yield url
-    finally:
-        db.engine_for(url).dispose()
-        monkeypatch.undo()
-        get_settings.cache_clear()
+
+
+@functools.cache
+def _empty_sqlite() -> Path:
+    """A database file with all tables; to copy it takes 30 ms less than to make it."""
+    directory = Path(tempfile.mkdtemp(prefix="studio-test-empty-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    url = f"sqlite:///{directory / 'studio.db'}"
+    _make_tables(url)
+    db.engine_for(url).dispose()  # the write-ahead log is in the file now
+    assert [path.name for path in directory.iterdir()] == ["studio.db"]
+    return directory / "studio.db"
 
 
 @functools.cache

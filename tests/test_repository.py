@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -27,41 +29,101 @@ def tracked() -> list[Path]:
     return [p for p in ROOT.rglob("*") if p.is_file() and not skipped & set(p.relative_to(ROOT).parts)]
 
 
-def requirement_lines() -> list[str]:
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    return [line for line in lines if line.strip() and not line.startswith("#")]
+LOCK, TESTS_LOCK = "requirements.txt", "requirements-dev.txt"
+#: pip and what builds packages are of the environment, not of a lock
+TOOLS = {"pip", "setuptools", "wheel"}
 
 
-def test_the_lock_has_plain_versions_only() -> None:
-    for line in requirement_lines():
+def requirement_lines(lock: str) -> list[str]:
+    lines = (ROOT / lock).read_text().splitlines()
+    return [line for line in lines if line.strip() and not line.startswith(("#", "-c "))]
+
+
+def locked(*locks: str) -> dict[str, str]:
+    """Versions by name, of the packages that belong on this platform."""
+    requirements = [Requirement(line) for lock in locks for line in requirement_lines(lock)]
+    return {_key(r.name): next(iter(r.specifier)).version for r in requirements
+            if r.marker is None or r.marker.evaluate()}
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.mark.parametrize("lock", [LOCK, TESTS_LOCK])
+def test_a_lock_has_plain_versions_only(lock: str) -> None:
+    for line in requirement_lines(lock):
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+(; .+)?", line), \
             f"{line!r}: want name==version, without hashes, local versions, paths or extras"
         Requirement(line)  # the marker parses
-    assert "torch==2.13.0" in requirement_lines()
+    names = [_key(Requirement(line).name) for line in requirement_lines(lock)]
+    assert len(names) == len(set(names)), "a package stands there twice"
 
 
-def test_the_lock_holds_what_pyproject_asks_for() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    locked = {}
-    for line in requirement_lines():
-        requirement = Requirement(line)
-        locked[_key(requirement.name)] = next(iter(requirement.specifier)).version
-    for line in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
-        wanted = Requirement(line)
-        assert _key(wanted.name) in locked, f"requirements.txt lacks {wanted.name}"
-        version = locked[_key(wanted.name)]
-        assert wanted.specifier.contains(version, prereleases=True), f"{wanted} but {version} is locked"
-    assert any(Requirement(r).name == "flash-attn" for r in project["optional-dependencies"]["gpu"])
+def test_the_locks_are_two() -> None:
+    assert "torch==2.13.0" in requirement_lines(LOCK)
+    assert not set(locked(LOCK)) & set(locked(TESTS_LOCK)), "in both"
+    assert f"-c {LOCK}" in (ROOT / TESTS_LOCK).read_text().splitlines(), "the first lock binds the second"
+
+
+@pytest.mark.parametrize("locks, extras", [([LOCK], []), ([LOCK, TESTS_LOCK], ["dev"])])
+def test_the_locks_hold_what_pyproject_asks_for(locks: list[str], extras: list[str]) -> None:
+    """With all that it needs in turn, in versions that go together, and nothing besides."""
+    optional = project()["optional-dependencies"]
+    have, needed = locked(*locks), set()
+    asked = [("pyproject.toml", Requirement(line))
+             for line in [*project()["dependencies"], *(line for extra in extras for line in optional[extra])]]
+    while asked:
+        by, wanted = asked.pop()
+        name = _key(wanted.name)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}) or name in TOOLS:
+            continue
+        assert name in have, f"{' and '.join(locks)} lack {wanted}, which {by} needs"
+        assert wanted.specifier.contains(have[name], prereleases=True), f"{by} needs {wanted}; {have[name]} is locked"
+        for extra in {"", *wanted.extras} - {seen for key, seen in needed if key == name}:
+            needed.add((name, extra))
+            asked += [(name, one) for one in _requirements_of(name, extra)]
+    assert not set(have) - {name for name, _ in needed}, "locked, and nothing asks for it"
+    assert any(Requirement(r).name == "flash-attn" for r in optional["gpu"])
+
+
+def _requirements_of(name: str, extra: str) -> list[Requirement]:
+    """What the installed package needs on this platform; with an extra what that adds."""
+    try:
+        lines = importlib.metadata.requires(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"{name} is not installed")
+    found = [Requirement(line) for line in lines]
+    for one in found:
+        if one.marker is not None and one.marker.evaluate({"extra": extra}):
+            one.marker = None
+    return [one for one in found if one.marker is None]
 
 
 def _key(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def test_what_is_required_cannot_be_skipped(tmp_path: Path) -> None:
+    """STUDIO_TEST_REQUIRE=1, as .ci/run has it: no test passes by being skipped for want of a package."""
+    assert "export STUDIO_TEST_REQUIRE=1" in (ROOT / ".ci" / "run").read_text()
+    (tmp_path / "test_whole.py").write_text(
+        "import pytest\npytest.importorskip('no_such_package', reason='no_such_package is not installed')\n")
+    (tmp_path / "test_parts.py").write_text(
+        "import pytest\n\ndef test_one():\n    pytest.skip('no_such_package is not installed')\n"
+        "\ndef test_other():\n    pytest.skip('there is no CUDA device')\n")
+
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider", "-c",
+               str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}", "--continue-on-collection-errors", str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60,
+                            env={**os.environ, "STUDIO_TEST_REQUIRE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
+    assert "1 failed, 1 skipped, 1 error" in result.stdout and result.stdout.count("none may be skipped here") >= 2
+
+
 def test_the_layout_stands() -> None:
     for name in ("minimind", "app/core", "worker", "templates", "static", "migrations", "tests", "docs", "benchmarks"):
         assert (ROOT / name).is_dir(), f"{name}/ is missing"
-    for name in ("README.md", "train.py", "pyproject.toml", "requirements.txt", "package.json", "package-lock.json",
+    for name in ("README.md", "train.py", "pyproject.toml", LOCK, TESTS_LOCK, "package.json", "package-lock.json",
                  "docker-compose.yml", "Dockerfile", "docs/architecture.md"):
         assert (ROOT / name).is_file(), f"{name} is missing"
     for name in ("studio", ".ci/run"):
@@ -223,7 +285,7 @@ def test_the_page_about_machines_has_every_time() -> None:
     from app.core.timing import Timing
 
     text = (ROOT / "docs" / "running-elsewhere.md").read_text()
-    table = text[text.index("### Clocks and times"):text.index("## Behind a proxy")]
+    table = text[text.index("### Clocks and times"):text.index("### Models that answer")]
     rows = re.findall(r"^\| (`[A-Z_`, ]+`) \|", table, re.MULTILINE)
     assert set(re.findall(r"\w+", " ".join(rows))) == {name.upper() for name in Timing.model_fields}
 
@@ -277,10 +339,12 @@ def test_nothing_of_a_developers_machine_is_in_the_text() -> None:
 
 
 def test_a_changed_lock_is_seen_and_an_unchanged_one_costs_nothing(tmp_path: Path) -> None:
-    """``./studio`` in a copy of the checkout with a stand-in for Python: installs once, then starts at once."""
+    """``./studio`` in a copy of the checkout with a stand-in for Python: installs once, then starts at once. The lock
+    of the tests is for ``./studio test`` alone."""
     (tmp_path / "worker").mkdir()
     shutil.copy(ROOT / "studio", tmp_path / "studio")
     (tmp_path / "requirements.txt").write_text("one==1\n")
+    (tmp_path / "requirements-dev.txt").write_text("other==1\n")
     for name in ("package.json", "package-lock.json", "static/build.mjs", "static/js/a.js", "static/css/a.css",
                  "static/dist/manifest.json", "static/dist/.stamp"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -291,19 +355,25 @@ def test_a_changed_lock_is_seen_and_an_unchanged_one_costs_nothing(tmp_path: Pat
         "(root / '.venv/bin').mkdir(parents=True, exist_ok=True)\n"
         "python = root / '.venv/bin/python'\n"
         "python.write_text('#!/bin/sh\\necho ran \"$@\"\\n'); python.chmod(0o755)\n"
-        "shutil.copy(root / 'requirements.txt', root / '.venv/requirements.stamp')\n"
+        "for name in ['requirements'] + ['requirements-dev'] * (sys.argv[2] == 'test'):\n"
+        "    shutil.copy(root / f'{name}.txt', root / f'.venv/{name}.stamp')\n"
         "print('installed', flush=True)\n"
         "os.execv(root / 'studio', [str(root / 'studio'), *sys.argv[2:]])\n")
 
-    def start() -> list[str]:
+    def start(command: str = "up") -> list[str]:
         env = {k: v for k, v in os.environ.items() if not k.startswith("STUDIO_")}
-        return subprocess.run([tmp_path / "studio", "up", "--data_dir", "a b"], env=env, capture_output=True, text=True,
-                              check=True, timeout=30).stdout.splitlines()
+        return subprocess.run([tmp_path / "studio", command, "--data_dir", "a b"], env=env, capture_output=True,
+                              text=True, check=True, timeout=30).stdout.splitlines()
 
     assert start() == ["installed", "ran -P -m worker.cli up --data_dir a b"]
     assert start() == ["ran -P -m worker.cli up --data_dir a b"]
     (tmp_path / "requirements.txt").write_text("one==2\n")
     assert start()[0] == "installed"
+    assert start("test") == ["installed", "ran -P -m worker.cli test --data_dir a b"]
+    assert start("test") == ["ran -P -m worker.cli test --data_dir a b"]
+    (tmp_path / "requirements-dev.txt").write_text("other==2\n")
+    assert start() == ["ran -P -m worker.cli up --data_dir a b"]
+    assert start("test")[0] == "installed"
 
 
 def test_a_missing_interpreter_is_one_sentence(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from tests.minimind.training import WORDS
 datasets = pytest.importorskip("datasets", reason="trl is not installed")
 transformers = pytest.importorskip("transformers", reason="trl is not installed")
 trl = pytest.importorskip("trl", reason="trl is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # trl takes half a minute to begin
 
 SHAPE = ModelConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
                     head_dim=16, intermediate_size=48)

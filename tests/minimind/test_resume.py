@@ -99,6 +99,7 @@ def test_another_number_of_ranks_keeps_rows_and_steps(tmp_path: Path) -> None:
     assert len(curve(moved)) == STEPS
 
 
+@pytest.mark.slow  # half a minute
 def test_what_was_accepted_once_stays_accepted(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     """Another rate and another number of ranks, then the very command that the pause has printed."""
     write_texts(tmp_path / "data.jsonl")

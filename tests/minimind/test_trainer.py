@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 
 from minimind import checkpoint as saving
 from minimind.checkpoint import load_model
-from minimind.control import write_control
+from minimind.control import write_control, write_sample_wish
 from minimind.data.cache import TokenCache
 from minimind.data.packing import cut_stream
 from minimind.data.sampler import Sampler
@@ -28,10 +29,12 @@ from tests.minimind.training import (
     TINY,
     Ranks,
     at_step,
+    changed_ranks,
     curve,
     events,
     result,
     start,
+    unchanged,
     weights,
     write_dialogues,
     write_texts,
@@ -149,6 +152,24 @@ def test_reporting_changes_nothing(tmp_path: Path, data: Path) -> None:
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
     assert sorted(curve(tmp_path / "b")) == [1, 3, 6, 9]
     assert all(curve(tmp_path / "a")[s] == v for s, v in curve(tmp_path / "b").items())
+
+
+def test_it_speaks_when_it_is_asked_and_learns_the_same(tmp_path: Path, data: Path) -> None:
+    """Once for each wish, in mid-run, though no samples are scheduled; both ranks go on together."""
+    arguments = [*TINY, "--data_path", data, "--cache_dir", tmp_path / "cache", "--max_steps", 9,
+                 "--sample_interval", 0, "--eval_interval", 0]
+    assert changed_ranks(2, unchanged, "pretrain", "--out", tmp_path / "silent", *arguments) == [0, 0]
+    asked = partial(_asked_after, control=tmp_path / "asked/attempts/1/control.json")
+    assert changed_ranks(2, asked, "pretrain", "--out", tmp_path / "asked", *arguments) == [0, 0]
+    said = [(e["step"], e["data"]["prompt_index"]) for e in events(tmp_path / "asked", 1, "sample")]
+    assert said == [(step, index) for step in (4, 6) for index in range(3)]
+    assert weights(tmp_path / "asked") == weights(tmp_path / "silent")
+
+
+def _asked_after(patch: pytest.MonkeyPatch, *, control: Path) -> None:
+    """Asked when the metrics of steps 3 and 5 are written, twice in the same moment the second time."""
+    at_step(patch, 3, lambda: write_sample_wish(control, 1))
+    at_step(patch, 5, lambda: (write_sample_wish(control, 2), write_sample_wish(control, 3)))
 
 
 def test_minutes_become_steps_and_the_throwaway_steps_leave_nothing(tmp_path: Path, data: Path,

@@ -1,7 +1,8 @@
 """Run the tests. What this command does not know goes to pytest: ./studio test -k tokenizer -x
 
-Tests that need packages which are not installed are left out, so the core can be tested with torch, numpy,
-tokenizers, safetensors and pydantic alone.
+What only the tests need (requirements-dev.txt) is installed before the first one. With STUDIO_PYTHON nothing is: tests
+that need packages which are not there are skipped or left out, so the core can be tested with torch, numpy, tokenizers,
+safetensors and pydantic alone. STUDIO_TEST_REQUIRE=1 makes that a failure.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("pytest") is None:
-        print("studio: pytest is not installed for this Python. Install it with 'pip install pytest', or unset "
-              "STUDIO_PYTHON to use the studio's own environment.", file=sys.stderr)
+        print("studio: pytest is not installed for this Python. Install it with 'pip install -r requirements-dev.txt', "
+              "or unset STUDIO_PYTHON to use the studio's own environment.", file=sys.stderr)
         return 2
     os.environ.pop("STUDIO_DATA_DIR", None)  # tests make directories of their own
     if args.all:
