@@ -16,9 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from minimind.errors import MiniMindError
+from minimind.errors import exit_status
 
-USER_ERROR = 2
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -69,15 +68,7 @@ def run(options: argparse.Namespace) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    try:
-        print(f"Written: {run(options)}")
-    except MiniMindError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except OSError as error:
-        print(f"error: {error.filename or options.out} cannot be used: {error.strerror}.", file=sys.stderr)
-        return USER_ERROR
-    return 0
+    return exit_status(lambda: print(f"Written: {run(options)}"), options.out)
 
 
 if __name__ == "__main__":

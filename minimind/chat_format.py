@@ -57,6 +57,25 @@ def encode_prompt(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] 
     return [i for ids, _ in _encoded(tokenizer, messages, tools, True, open_thinking) for i in ids]
 
 
+def encode_continuation(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None = None,
+                        open_thinking: bool = False) -> list[int]:
+    """Ids up to the end of the last message, an assistant's, as if its words had just been generated. Raises
+    ``DataError``."""
+    messages, tools = normalize(messages, tools)
+    last = messages[-1]
+    if last["role"] != "assistant" or len(messages) == 1 or last.get("tool_calls"):
+        raise DataError("Only an assistant's answer to something, without calls of tools, can be gone on with.",
+                        field="messages", hint="Let the last message be the answer that is to be continued.")
+    prompt = [i for ids, _ in _encoded(tokenizer, messages[:-1], tools, True, open_thinking) for i in ids]
+    said = last["content"]
+    if last.get("reasoning_content"):
+        closed = f"{last['reasoning_content']}\n</think>\n\n{said}" if said else last["reasoning_content"]
+        opens = tokenizer.decode(prompt[-8:], skip_special=False).rstrip().endswith("<think>")
+        said = closed if opens else f"<think>\n{closed}"
+    marks = _Marks(tokenizer, [said])
+    return prompt + marks.encode(marks.hide(said))
+
+
 def encode_conversation(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None = None, *,
                         add_generation_prompt: bool = False,
                         open_thinking: bool = False) -> tuple[list[int], list[bool]]:

@@ -1,13 +1,14 @@
 """``control.json``: the one file through which the outside asks a running trainer for something.
 
-``{"command": "none" | "pause" | "stop", "save": bool, "id": k}``; ``id`` grows with each wish.
-Only rank 0 reads it; the ranks then agree (``distributed.agree``), so all of them leave at one step.
+``{"command": "none" | "pause" | "stop", "save": bool, "id": k}``; ``id`` grows with each wish. ``"sample": k`` beside
+it, which grows as well, asks the model to speak now; training goes on.
+Only rank 0 reads it; the ranks then agree (``stopping.agreed``), so all of them leave at one step.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from minimind.run_dir import read_json, write_json
@@ -20,14 +21,23 @@ class Wish:
     command: str = "none"
     save: bool = False
     id: int = 0
+    sample: int = 0
 
 
 def write_control(path: Path, command: str, *, save: bool = False) -> Wish:
     """Ask for ``command``. ``pause`` always saves; ``stop`` saves only if asked."""
     assert command in COMMANDS, command
     before = read_control(path)
-    wish = Wish(command, command == "pause" or save, before.id + 1)
-    write_json(path, {"command": wish.command, "save": wish.save, "id": wish.id})
+    return _write(path, replace(before, command=command, save=command == "pause" or save, id=before.id + 1))
+
+
+def write_sample_wish(path: Path, number: int) -> Wish:
+    """Ask for samples for the ``number``-th time. The command stays, and is not a new wish by this."""
+    return _write(path, replace(read_control(path), sample=number))
+
+
+def _write(path: Path, wish: Wish) -> Wish:
+    write_json(path, {key: value for key, value in asdict(wish).items() if key != "sample" or value})
     return wish
 
 
@@ -38,8 +48,13 @@ def read_control(path: Path) -> Wish:
         return Wish()
     id = raw.get("id")
     # a wish that somebody wrote by hand, without a number, is the first one
-    number = id if isinstance(id, int) and not isinstance(id, bool) else int(raw["command"] != "none")
-    return Wish(raw["command"], bool(raw.get("save")), number)
+    number = id if _is_number(id) else int(raw["command"] != "none")
+    sample = raw.get("sample")
+    return Wish(raw["command"], bool(raw.get("save")), number, sample if _is_number(sample) else 0)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 class ControlReader:

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+#: what a command exits with where its user can mend what went wrong
+USER_ERROR = 2
 
 
 class MiniMindError(ValueError):
@@ -76,3 +82,17 @@ _WORDS = tuple((name, re.compile(pattern)) for name, pattern in (
 def class_of_words(text: str) -> str | None:
     """The class of the error that ``text`` (a message, the end of a log) tells of; None where it tells of none."""
     return next((name for name, pattern in _WORDS if pattern.search(text)), None)
+
+
+def exit_status(act: Callable[[], None], place: Path) -> int:
+    """Do the work of a command: 0, or ``USER_ERROR`` with a sentence. ``place``: where files are written, for an error
+    that names none."""
+    try:
+        act()
+    except MiniMindError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except OSError as error:
+        print(f"error: {error.filename or place} cannot be used: {error.strerror}.", file=sys.stderr)
+        return USER_ERROR
+    return 0

@@ -26,7 +26,7 @@ from minimind.run_dir import LOCK_FILE, LOCK_PATIENCE_S, AttemptDir, RunDir, Run
 
 #: options that name a file or directory
 PLACES = ("data_path", "tokenizer", "from_weight", "teacher_weight")
-USER_ERROR, CRASH = 2, 1
+CRASH = 1
 
 
 @dataclass

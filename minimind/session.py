@@ -22,10 +22,10 @@ from minimind.control import ControlReader
 from minimind.data.mixture import Source, fingerprint
 from minimind.device import choose_device, choose_dtype, make_repeatable, missing_for_compile
 from minimind.distributed import World, threads_per_rank
-from minimind.errors import ConfigError, DiskFullError, MiniMindError, class_of_words
+from minimind.errors import USER_ERROR, ConfigError, DiskFullError, MiniMindError, class_of_words
 from minimind.evaluation import HeldOut
 from minimind.events import EventWriter
-from minimind.job import CRASH, USER_ERROR, Job, job_of, open_job
+from minimind.job import CRASH, Job, job_of, open_job
 from minimind.manifest import Manifest
 from minimind.metrics import Reporter, Wandb, import_wandb, send_output_to, silent
 from minimind.prepare import Materials, Prepared

@@ -59,6 +59,7 @@ class Stopper:
         self._control = control
         self._successor = successor
         self._told = self._done = 0  # ids of the wish that `code` told last, and of the last one that was answered
+        self._spoken = 0  # how often samples had been asked for when they were given
 
     def wish(self) -> Wish:
         """The control file's wish, unless it was answered already."""
@@ -80,6 +81,14 @@ class Stopper:
             raise StopRequested(wish)
         if self.flag.raised:
             raise StopRequested(Wish("pause", True))
+
+    def wants_sample(self) -> bool:
+        """Whether somebody asked to hear the model since ``spoken``."""
+        return self._control is not None and self._control.read().sample > self._spoken
+
+    def spoken(self) -> None:
+        """All who have asked so far are answered."""
+        self._spoken = self._control.read().sample if self._control else 0
 
     def answered(self) -> None:
         """The wish that was told could not be granted (a failed save): training goes on until there is a new one,

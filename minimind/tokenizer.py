@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -186,6 +186,10 @@ class Tokenizer:
         files[1].write_text(json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True), encoding="utf-8")
         return files
 
+    def to_json(self) -> str:
+        """The text of ``tokenizer.json``."""
+        return self._backend.to_str()
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over everything that decides which ids a text or a dialogue becomes."""
@@ -211,6 +215,16 @@ class Tokenizer:
     def _literal_backend(self) -> tokenizers.Tokenizer:
         """The same vocabulary without reserved tokens to find in a text."""
         return tokenizers.Tokenizer.from_str(json.dumps({**json.loads(self._backend.to_str()), "added_tokens": []}))
+
+    def text_encoder(self) -> Callable[[str], list[int]]:
+        """``encode_text`` as a function that does not keep this object in memory."""
+        backend = self._literal_backend
+        return lambda text: backend.encode(clean_unicode(text), add_special_tokens=False).ids
+
+    @cached_property
+    def added_ids(self) -> frozenset[int]:
+        """Ids of all tokens that were not learnt: reserved ones, tags and placeholders."""
+        return frozenset(self._backend.get_added_tokens_decoder())
 
     @cached_property
     def special_tokens(self) -> tuple[str, ...]:

@@ -84,6 +84,7 @@ class Step:
     all_tokens: int  # of the run up to here
     wish: Wish
     save_due: bool  # by the clock
+    sample_due: bool  # somebody asked
 
 
 class Trainer:
@@ -201,7 +202,8 @@ class Trainer:
             scheduled = bool(self.held_out and every["eval_interval"]) and (
                 is_last or self.step % every["eval_interval"] == 0)
             evaluates = scheduled or bool(save_due and self.held_out and every["eval_interval"])
-            speaks = bool(every["sample_interval"]) and (is_last or self.step % every["sample_interval"] == 0)
+            speaks = done.sample_due or (bool(every["sample_interval"]) and (
+                is_last or self.step % every["sample_interval"] == 0))
             looks = save_due or evaluates or speaks or pausing
             self._report(keep=0 if looks else self.ahead)
             if evaluates:
@@ -225,14 +227,17 @@ class Trainer:
         learning_rate = self._learning_rate(window.step)
         numbers, asked = self.stepper.take(window, learning_rate, self._ask)
         tokens = int(self.rows.tokens[window.rows].sum())
-        step = Step(window, learning_rate, numbers, tokens, self.tokens + tokens, agreed(*asked[:2]), asked[2] > 0)
+        step = Step(window, learning_rate, numbers, tokens, self.tokens + tokens, agreed(*asked[:2]), asked[2] > 0,
+                    asked[3] > 0)
         self._on_the_way.append(step)
         return step
 
     def _ask(self) -> list[float]:
         """What this rank says at the end of a window; the sums over all ranks decide what they do next."""
         due = self.world.is_main and time.monotonic() - self._saved_at > SAVE_EVERY_S
-        return [float(self.stopper.code() if self.world.is_main else 0), float(self.stopper.flag.raised), float(due)]
+        code = self.stopper.code() if self.world.is_main else 0
+        asked = self.world.is_main and self.stopper.wants_sample()
+        return [float(code), float(self.stopper.flag.raised), float(due), float(asked)]
 
     def _report(self, keep: int) -> None:
         """Take in the numbers of all steps on their way but the last ``keep``."""
@@ -305,6 +310,7 @@ class Trainer:
         """Samples on rank 0; the others go on to the next collective and wait there."""
         if not self.world.is_main:
             return
+        self.stopper.spoken()
         try:
             with self.stepper.resting():
                 for index, (prompt, text) in enumerate(self.samples.speak(self.model)):

@@ -13,6 +13,7 @@ from torch import Tensor
 from minimind.errors import CheckpointError
 from minimind.formats.adapters import BASE_PLACE, keep_base, read_adapter
 from minimind.formats.base import open_base
+from minimind.formats.gguf_reader import open_tokenizer
 from minimind.formats.hf_config import CONFIG_FILE, hf_config
 from minimind.formats.huggingface import save_huggingface
 from minimind.formats.new_directory import new_directory, refuse_existing
@@ -57,7 +58,7 @@ def write_merged(directory: Path | str, adapter: Path | str, base: Path | str | 
 
 def _words(directory: Path | str, model: ModelConfig) -> Tokenizer:
     """The tokenizer in ``directory``. Raises ``CheckpointError`` where it has more entries than the model knows."""
-    tokenizer = Tokenizer.load(directory)
+    tokenizer = open_tokenizer(directory)
     if tokenizer.vocab_size > model.vocab_size:
         raise CheckpointError(f"The tokenizer {directory} has {tokenizer.vocab_size} entries, and the model knows "
                               f"{model.vocab_size}.", field="tokenizer",

@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from minimind.errors import CheckpointError, DataError
+from minimind.formats.gguf_reader import open_tokenizer
 from minimind.formats.hf_config import CONFIG_FILE, hf_config
 from minimind.formats.huggingface import WEIGHTS_FILE
 from minimind.formats.peft import ADAPTER_CONFIG_FILE
@@ -26,6 +27,8 @@ from minimind.tokenizer import TEMPLATE_FILE, TOKENIZER_FILE, Tokenizer
 
 #: another way of reading gives other weights: count up, so that nobody gets the old ones from the cache
 IMPORT_VERSION = 1
+#: how the warnings begin that are about the tokenizer
+USELESS_TOKENIZER = "The tokenizer beside the weights"
 BESIDES_WEIGHTS = (CONFIG_FILE, ADAPTER_CONFIG_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, TEMPLATE_FILE)
 
 
@@ -40,12 +43,12 @@ class Base:
     warnings: tuple[str, ...] = ()
 
 
-def open_base(given: Path, cache_dir: Path) -> Base:
-    """``given``: a run, a checkpoint, a Hugging Face folder or a ``.pth`` file; the adapters of a lora run are merged
-    into its base. Raises ``CheckpointError``."""
+def open_base(given: Path, cache_dir: Path, progress: Callable[[int, int], None] | None = None) -> Base:
+    """``given``: a run, a checkpoint, a Hugging Face folder, a ``.pth`` or ``.gguf`` file; the adapters of a lora run
+    are merged into its base. ``progress``: of ``source.load_weights_from``. Raises ``CheckpointError``."""
     given = in_run(given)
     if format_of(given) != "checkpoint":
-        return _import(given, cache_dir)
+        return _import(given, cache_dir, progress=progress)
     manifest = Manifest.read(given)
     manifest.verify(given)
     if manifest.adapter is not None:
@@ -53,7 +56,8 @@ def open_base(given: Path, cache_dir: Path) -> Base:
     return Base(given, manifest, manifest.files[WEIGHTS_FILE]["sha256"], True)
 
 
-def _import(given: Path, cache_dir: Path, lineage: Mapping[str, object] | None = None) -> Base:
+def _import(given: Path, cache_dir: Path, lineage: Mapping[str, object] | None = None,
+            progress: Callable[[int, int], None] | None = None) -> Base:
     """``lineage``: what else to say of where the weights come from."""
     hashes = {file.name: sha256_of(file) for file in files_of(given)}
     weights = next(iter(hashes.values())) if len(hashes) == 1 else _sha256(hashes)
@@ -61,7 +65,8 @@ def _import(given: Path, cache_dir: Path, lineage: Mapping[str, object] | None =
     target = cache_dir / "weights" / _sha256([IMPORT_VERSION, hashes, besides])[:32]
     manifest = _made_before(target)
     if manifest is None:
-        _make(target, load_weights_from(given), {**(lineage or {}), "base": str(given), "base_weights": weights})
+        source = load_weights_from(given, progress)
+        _make(target, source, {**(lineage or {}), "base": str(given), "base_weights": weights})
         manifest = Manifest.read(target)
     return Base(target, manifest, weights, (target / TOKENIZER_FILE).exists(), tuple(manifest.lineage["warnings"]))
 
@@ -114,10 +119,10 @@ def _tokenizer(source: Source) -> tuple[Tokenizer | None, list[str]]:
     if source.tokenizer_dir is None:
         return None, []
     try:
-        tokenizer = Tokenizer.load(source.tokenizer_dir)
-    except DataError as error:
-        return None, [f"The tokenizer beside the weights cannot be used. {error}"]
+        tokenizer = open_tokenizer(source.tokenizer_dir)
+    except (DataError, CheckpointError) as error:
+        return None, [f"{USELESS_TOKENIZER} cannot be used. {error}"]
     if tokenizer.vocab_size > source.config.vocab_size:
-        return None, [f"The tokenizer beside the weights has {tokenizer.vocab_size} entries, and the model knows "
+        return None, [f"{USELESS_TOKENIZER} has {tokenizer.vocab_size} entries, and the model knows "
                       f"{source.config.vocab_size}."]
     return tokenizer, []

@@ -6,6 +6,7 @@ for models without q/k norm (minimind2). A folder of upstream's own class, ``Min
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -85,12 +86,12 @@ def _single_experts(weights: dict[str, Tensor], directory: Path) -> dict[str, Te
 
 
 def save_huggingface(directory: Path | str, config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer,
-                     dtype: torch.dtype = torch.float32) -> Path:
+                     dtype: torch.dtype = torch.float32, *, beside: Callable[[Path], None] | None = None) -> Path:
     """Write a folder that ``AutoModelForCausalLM.from_pretrained`` and ``AutoTokenizer`` read; returns it.
 
-    ``weights``: a state dict of ours. Written aside and renamed into place. Raises ``CheckpointError`` where no class
-    of Hugging Face's computes the same, for a weight that float16 cannot hold, and where there is something at
-    ``directory`` already.
+    ``weights``: a state dict of ours. ``beside(directory)`` adds what else belongs there. Written aside and renamed
+    into place. Raises ``CheckpointError`` where no class of Hugging Face's computes the same, for a weight that
+    float16 cannot hold, and where there is something at ``directory`` already.
     """
     directory = Path(directory)
     problem = inexpressible(config)
@@ -108,5 +109,7 @@ def save_huggingface(directory: Path | str, config: ModelConfig, weights: dict[s
             "bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id,
             "eos_token_id": sorted({tokenizer.eos_id, tokenizer.pad_id})})
         tokenizer.save(aside)
+        if beside is not None:
+            beside(aside)
 
     return new_directory(directory, fill)

@@ -7,20 +7,11 @@ import itertools
 import pytest
 import torch
 
-from minimind.engine import (
-    PREFILL_CHUNK,
-    ContextLengthError,
-    Engine,
-    GenerationError,
-    SamplingParams,
-    StopText,
-    decode,
-    distribution,
-    prefill,
-    sample,
-)
+from minimind.batching import MAX_CHUNK
+from minimind.engine import ContextLengthError, Engine, GenerationError, SamplingParams
 from minimind.model import KVCache, MiniMindForCausalLM
 from minimind.presets import ModelConfig
+from minimind.sampling import StopText, distribution, sample
 from minimind.tokenizer import Tokenizer
 
 TEXTS = ["The lamp in the harbour is green.", "李明住在山上的红房子里，他喜欢喝茶。",
@@ -53,17 +44,15 @@ def full_logits(engine: Engine, ids: list[int]) -> torch.Tensor:
     return output[0]
 
 
-def test_cached_logits_equal_a_full_forward(engine: Engine, prompt: list[int]) -> None:
+def test_cached_logits_of_the_model_equal_a_full_forward(engine: Engine, prompt: list[int]) -> None:
     ids = prompt + [70, 81, 92, 103]
-    cache = KVCache(engine.model.config, 1, len(ids), engine.device, engine.dtype)
-    with torch.no_grad():
-        first = prefill(engine.model, torch.tensor([prompt[:5]]), cache, 0)
-        second = prefill(engine.model, torch.tensor([prompt[5:]]), cache, 5)  # a prompt in two chunks
-        decoded = [decode(engine.model, token, cache, len(prompt) + i) for i, token in enumerate(ids[len(prompt):])]
-    expected = full_logits(engine, ids)
-    torch.testing.assert_close(first, expected[4])
-    torch.testing.assert_close(second, expected[len(prompt) - 1])
-    torch.testing.assert_close(torch.stack(decoded), expected[len(prompt):])
+    cache = KVCache(engine.model.config, 1, len(ids), engine.device, torch.float32)
+    found, start = [], 0
+    for part in (prompt[:5], prompt[5:], *([token] for token in ids[len(prompt):])):  # a prompt in two chunks
+        with torch.no_grad():
+            found.append(engine.model(torch.tensor([part]), cache=cache, start=start)[0])
+        start += len(part)
+    torch.testing.assert_close(torch.cat(found), full_logits(engine, ids))
 
 
 def test_greedy_is_the_argmax_of_full_forwards(engine: Engine, prompt: list[int]) -> None:
@@ -72,13 +61,13 @@ def test_greedy_is_the_argmax_of_full_forwards(engine: Engine, prompt: list[int]
         token = int(full_logits(engine, ids)[-1].argmax())
         expected.append(token)
         ids.append(token)
-        if token in engine.end_ids:
+        if token in engine.batch.end_ids:
             break
     assert engine.generate(prompt, GREEDY).token_ids == expected
 
 
 def test_a_long_prompt_is_prefilled_in_chunks(engine: Engine, prompt: list[int]) -> None:
-    ids = list(itertools.islice(itertools.cycle(prompt), PREFILL_CHUNK + 70))
+    ids = list(itertools.islice(itertools.cycle(prompt), MAX_CHUNK + 70))
     expected = int(full_logits(engine, ids)[-1].argmax())
     assert engine.generate(ids, SamplingParams(temperature=0, max_tokens=1)).token_ids == [expected]
 
@@ -134,12 +123,12 @@ def test_the_end_token_ends_the_answer_and_counts(engine: Engine, prompt: list[i
     params = SamplingParams(temperature=1.5, max_tokens=12, seed=2)
     tokens = engine.generate(prompt, params).token_ids
     count = tokens.index(tokens[6]) + 1
-    ends = engine.end_ids
-    engine.end_ids = {tokens[6]}
+    ends = engine.batch.end_ids
+    engine.batch.end_ids = {tokens[6]}
     try:
         ended = engine.generate(prompt, params)
     finally:
-        engine.end_ids = ends
+        engine.batch.end_ids = ends
     assert ended.finish_reason == "stop"
     assert ended.token_ids == tokens[:count] and ended.completion_tokens == count
     assert ended.text == engine.tokenizer.decode(tokens[:count - 1])
@@ -152,14 +141,14 @@ def test_max_tokens_is_exact(engine: Engine, prompt: list[int], limit: int) -> N
 
 
 def test_the_context_limits_prompt_and_answer(engine: Engine, prompt: list[int]) -> None:
-    room = engine.max_positions
-    engine.max_positions = len(prompt) + 3
+    room = engine.batch.max_positions
+    engine.batch.max_positions = len(prompt) + 3
     try:
         assert engine.generate(prompt, GREEDY).completion_tokens == 3
         with pytest.raises(ContextLengthError, match=f"The prompt has {len(prompt) + 3} tokens and .* context is"):
             engine.generate(prompt + [70] * 3, GREEDY)
     finally:
-        engine.max_positions = room
+        engine.batch.max_positions = room
     with pytest.raises(GenerationError, match="prompt is empty"):
         engine.generate([], GREEDY)
 
@@ -200,7 +189,9 @@ def test_a_diverged_model_is_a_clear_error() -> None:
 
 @pytest.mark.parametrize("options, field", [
     ({"temperature": -1}, "temperature"), ({"temperature": float("nan")}, "temperature"), ({"top_p": 0}, "top_p"),
-    ({"top_k": -1}, "top_k"), ({"max_tokens": 0}, "max_tokens"), ({"stop": [""]}, "stop"),
+    ({"top_k": -1}, "top_k"), ({"max_tokens": -1}, "max_tokens"), ({"min_p": 1.5}, "min_p"),
+    ({"repetition_penalty": 0}, "repetition_penalty"), ({"frequency_penalty": float("inf")}, "frequency_penalty"),
+    ({"logit_bias": {3: float("nan")}}, "logit_bias"), ({"stop": [""]}, "stop"),
 ])
 def test_wrong_options_are_named(options: dict, field: str) -> None:
     with pytest.raises(GenerationError) as raised:

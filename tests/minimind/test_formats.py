@@ -361,7 +361,7 @@ def test_quantised_and_not_finite_weights(folder: Callable[..., Path]) -> None:
 
 def test_places_without_weights(tmp_path: Path) -> None:
     for path, says in ((tmp_path / "nowhere", "no checkpoint"), (tmp_path, "neither a checkpoint nor"),
-                       (tmp_path / "x.gguf", "not a .pth file")):
+                       (tmp_path / "x.zip", "neither a .pth nor a .gguf"), (tmp_path / "x.gguf", "cannot be read")):
         if path.suffix:
             path.touch()
         with pytest.raises(CheckpointError, match=says):

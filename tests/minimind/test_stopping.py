@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from minimind.control import ControlReader, write_control
+from minimind.control import ControlReader, write_control, write_sample_wish
 from minimind.stopping import SignalFlag, Stopper, Superseded, agreed, refuse_superseded
 
 
@@ -38,6 +39,33 @@ def test_a_wish_written_by_hand_is_heard_and_nonsense_is_not(tmp_path: Path) -> 
                           ('{"command": "pause", "id": null}', "pause"), ("{", "none")):
         control.write_text(text)
         assert agreed(Stopper(SignalFlag(), ControlReader(control)).code(), 0).command == command, text
+
+
+def test_a_wish_to_hear_the_model_is_no_new_command(tmp_path: Path) -> None:
+    """A pause that could not be granted is not tried again because somebody asks for samples."""
+    control = tmp_path / "control.json"
+    stopper = Stopper(SignalFlag(), ControlReader(control))
+    assert not stopper.wants_sample()
+    write_sample_wish(control, 1)
+    assert agreed(stopper.code(), 0).command == "none" and stopper.wants_sample()
+    stopper.spoken()
+    assert not stopper.wants_sample()
+    write_control(control, "pause")
+    assert not stopper.wants_sample(), "a pause is no wish to hear it again"
+    assert json.loads(control.read_text()) == {"command": "pause", "save": True, "id": 1, "sample": 1}
+    stopper.code()
+    stopper.answered()
+    write_sample_wish(control, 3)
+    assert agreed(stopper.code(), 0).command == "none" and stopper.wants_sample()
+    stopper.spoken()
+    write_control(control, "stop")
+    assert agreed(stopper.code(), 0).command == "stop" and not stopper.wants_sample()
+
+
+@pytest.mark.parametrize("sample", ["k", None, True, [1], -1])
+def test_nonsense_asks_for_no_samples(tmp_path: Path, sample: object) -> None:
+    (tmp_path / "control.json").write_text(json.dumps({"command": "none", "id": 0, "sample": sample}))
+    assert not Stopper(SignalFlag(), ControlReader(tmp_path / "control.json")).wants_sample()
 
 
 def test_the_next_attempt_ends_this_one(tmp_path: Path) -> None:
