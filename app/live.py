@@ -25,8 +25,9 @@ from starlette.concurrency import run_in_threadpool
 from app.auth import service as auth
 from app.auth.deps import User
 from app.auth.service import Identity
+from app.core.answers import as_app_error
 from app.core.db import reading
-from app.core.errors import AppError, Unavailable, as_app_error
+from app.core.errors import AppError, Unavailable
 from app.core.tasks import end
 from app.live_hub import (
     PAGE,

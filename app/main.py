@@ -17,15 +17,17 @@ from app import live, web
 from app.auth import routes as auth_routes
 from app.auth.guard import Guard
 from app.chat import routes as chat_routes
+from app.chat import tool_routes, travel_routes, vote_routes
 from app.checkpoints import export_routes, import_routes
 from app.checkpoints import routes as checkpoints_routes
 from app.compression import Compression
-from app.core import errors, logging
+from app.core import answers, logging
 from app.datasets import format_check, teacher_routes
 from app.datasets import routes as datasets_routes
 from app.datasets.service import sweep_uploads
 from app.jobs import routes as jobs_routes
 from app.live_hub import Hub
+from app.openai import log_routes
 from app.openai import routes as openai_routes
 from app.pipelines import routes as pipelines_routes
 from app.runs import routes as runs_routes
@@ -47,9 +49,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await run_in_threadpool(_tidy)
     yield
     await hub.stop()
-    inference = getattr(app.state, "inference", None)
-    if inference is not None:
-        await inference.close()
+    for name in ("inference", "request_log"):
+        if (used := getattr(app.state, name, None)) is not None:
+            setattr(app.state, name, None)
+            await used.close()
 
 
 def _tidy() -> None:
@@ -69,14 +72,14 @@ def create_app(*, own_process: bool = True) -> FastAPI:
     app = FastAPI(title="MiniMind Studio", version=VERSION, description=DESCRIPTION, lifespan=_lifespan,
                   openapi_url="/api/v1/openapi.json", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.sockets = Counter()
-    errors.install(app)
+    answers.install(app)
     api = APIRouter(prefix="/api/v1")
     for feature in (system_routes, runs_routes, pipelines_routes, datasets_routes, format_check, teacher_routes,
-                    tokenizers_routes, checkpoints_routes, export_routes, import_routes, chat_routes, jobs_routes,
-                    auth_routes, live):
+                    tokenizers_routes, checkpoints_routes, export_routes, import_routes, chat_routes, vote_routes,
+                    travel_routes, tool_routes, log_routes, jobs_routes, auth_routes, live):
         api.include_router(feature.router)
+    app.include_router(openai_routes.router)  # first: routes are tried in turn, and it is asked the most often
     app.include_router(api)
-    app.include_router(openai_routes.router)
     app.include_router(system_routes.root_router)
     web.install(app)
     app.add_middleware(Compression)

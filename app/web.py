@@ -15,12 +15,14 @@ from app import i18n
 from app.auth.deps import User, require_user
 from app.auth.guard import cookie_name
 from app.auth.routes import Login, close_session, open_session, user_of
+from app.chat import compare_pages
 from app.chat import pages as chat_pages
 from app.checkpoints import pages as checkpoints_pages
 from app.core.db import reading
 from app.core.errors import AppError
 from app.core.settings import get_settings
 from app.datasets import pages as datasets_pages
+from app.openai import pages as openai_pages
 from app.pipelines import pages as pipelines_pages
 from app.rendering import STATIC, page
 from app.runs import new_page as runs_new_page
@@ -91,7 +93,7 @@ def install(app: FastAPI) -> None:
     app.state.error_page = error_page
     app.include_router(router, dependencies=[Depends(speak)])
     for feature in (runs_new_page, runs_pages, stage_pages, pipelines_pages, datasets_pages, checkpoints_pages,
-                    chat_pages, system_pages):
+                    compare_pages, chat_pages, openai_pages, system_pages):
         app.include_router(feature.router, dependencies=[Depends(speak)])
     app.mount("/static/dist", BuiltFiles(directory=STATIC / "dist", check_dir=False), name="dist")
     app.mount("/static", StaticFiles(directory=STATIC), name="static")

@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 TORCH_FREE = {"minimind", "minimind.config", "minimind.options", "minimind.presets", "minimind.errors",
               "minimind.events", "minimind.control", "minimind.run_dir", "minimind.manifest", "minimind.preflight",
               "minimind.tokenizer", "minimind.chat_format", "minimind.chat_template", "minimind.lifeline",
+              "minimind.answers",
               "minimind.data", "minimind.data.foreign", "minimind.data.layouts", "minimind.data.starter",
-              "minimind.teach", "minimind.teach.teachers", "minimind.teach.address"}
+              "minimind.teach", "minimind.teach.teachers", "minimind.teach.address", "minimind.tools"}
 
 
 def modules(package: str) -> dict[str, Path]:
@@ -58,12 +59,14 @@ def within(name: str, package: str) -> bool:
 
 @pytest.mark.parametrize("name, path", [*modules("minimind").items(), ("train", ROOT / "train.py")])
 def test_the_core_needs_little(name: str, path: Path) -> None:
-    """Only what a bare GPU machine has; wandb is imported where it was asked for."""
-    allowed = {"minimind", "torch", "numpy", "tokenizers", "safetensors", "pydantic", "jinja2", "wandb", "flash_attn",
+    """Only what a bare GPU machine has; wandb, and what makes grammars and GGUF files, is imported where asked for."""
+    optional = ("wandb", "llguidance", "gguf")
+    allowed = {"minimind", "torch", "numpy", "tokenizers", "safetensors", "pydantic", "jinja2", "flash_attn", *optional,
                *sys.stdlib_module_names}
     wrong = {i for i in imports(path) if i.split(".")[0] not in allowed}
     assert not wrong, f"{name} imports {wrong}: neither the studio nor any web or queue library belongs here"
-    assert not any(within(i, "wandb") for i in imports(path, top_level_only=True)), "import wandb where it is used"
+    eager = {i for i in imports(path, top_level_only=True) if i.split(".")[0] in optional}
+    assert not eager, f"{name}: import {eager} where it is used"
 
 
 @pytest.mark.parametrize("name, path", modules("app").items())
@@ -113,6 +116,13 @@ def test_the_torch_free_half_loads_no_torch() -> None:
     assert not missing, f"listed but not there: {missing}"
     loads = "; ".join(f"import {n}" for n in names)
     assert run_python(f"{loads}; import sys; print('torch' in sys.modules)") == "False"
+
+
+@pytest.mark.parametrize("door", ["worker.runner", "worker.main", "worker.inference"])
+def test_what_is_started_often_loads_no_web_framework(door: str) -> None:
+    """It cost each runner a sixth of its start."""
+    heavy = ("fastapi", "starlette", "uvicorn", "torch", "numpy")
+    assert run_python(f"import {door}, sys; print([name for name in {heavy} if name in sys.modules])") == "[]"
 
 
 def test_the_web_process_loads_no_torch_while_it_answers(tmp_path: Path) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from app.core import damage
 from app.core.db import reading
 from app.core.job_files import places, remove_half_made
-from app.core.models import Checkpoint
+from app.core.models import Checkpoint, Dataset, Run, TokenizerRow
 from minimind.errors import CheckpointError
 from minimind.run_dir import fsync_dir
 from worker.jobs import Lost, Work
+
+if TYPE_CHECKING:
+    from minimind.formats.export import Made
+    from minimind.formats.origins import Named
 
 
 def export(work: Work) -> None:
@@ -27,13 +30,13 @@ def export(work: Work) -> None:
     aside.mkdir(parents=True)
     work.say(0, 1, "files", "Reading the checkpoint", force=True)
     try:
-        made = WRITERS[asked["format"]](aside / asked["name"], checkpoint, base, asked["base_name"])
-        work.say(0, 1, "files", "Putting it away", force=True)
-        size = _settle(made)
+        made = _written(work, aside, checkpoint, base)
+        work.say(1, 1, "files", "Putting it away", force=True)
+        size = _settle(made.path)
         aside.rename(home)
         fsync_dir(home.parent)
-        result = {"path": str(home / made.name), "bytes": size, "checkpoint_id": asked["checkpoint_id"],
-                  "format": asked["format"]}
+        result = {"path": str(home / made.path.name), "bytes": size, "checkpoint_id": asked["checkpoint_id"],
+                  "format": asked["format"], "commands": made.commands, "modelfile": made.modelfile}
         work.end("completed", finish=lambda session: result)
     except Lost:
         raise  # these places are somebody else's now
@@ -45,6 +48,35 @@ def export(work: Work) -> None:
     except BaseException:
         remove_half_made(work.kind, asked)
         raise
+
+
+def _written(work: Work, aside: Path, checkpoint: Path, base: Path | None) -> Made:
+    # torch is imported here: a job that fails early does not wait for it
+    from minimind.formats.export import Wanted, write_export
+    from minimind.formats.origins import story_of
+
+    asked = work.payload
+    wanted = Wanted(asked["format"], asked.get("quantization") or "f16", asked.get("dtype") or "float32", base,
+                    base_name=asked["base_name"], story=story_of(checkpoint, _named))
+    return write_export(aside, asked["name"], checkpoint, wanted,
+                        lambda done, total: work.say(done, total, "bytes", "Writing the weights"))
+
+
+def _named(directory: Path) -> Named:
+    """What the studio calls a run and its data; of a directory that is none of its runs, nothing."""
+    from minimind.formats.origins import DataSource, Named
+
+    with reading() as session:
+        run = session.get(Run, directory.name)
+        if run is None:
+            return Named("another run")
+        data = session.get(Dataset, run.dataset_id) if run.dataset_id else None
+        tokenizer_id = run.tokenizer_id or run.config.get("tokenizer")
+        tokenizer = session.get(TokenizerRow, tokenizer_id) if tokenizer_id else None
+        license = data.source.get("license") if data is not None else None
+        return Named(run.name,
+                     (DataSource(data.name, data.rows, data.bytes, license if isinstance(license, str) else None),)
+                     if data is not None else (), tokenizer.name if tokenizer is not None else None)
 
 
 def _place(checkpoint_id: str) -> Path:
@@ -65,50 +97,3 @@ def _settle(made: Path) -> int:
     for directory in {path.parent for path in files} | {made.parent}:
         fsync_dir(directory)
     return sum(path.stat().st_size for path in files)
-
-
-# -- formats (torch is imported where it is needed: a job that fails early does not wait for it) -----------------------
-
-
-def _whole(checkpoint: Path, base: Path | None) -> tuple[Any, dict]:
-    """Shape and weights of a model; of an adapter with its own or another base, with the adapter in the matrices."""
-    from minimind.formats.adapters import read_adapter
-    from minimind.formats.source import load_weights_from
-    from minimind.lora import check_adapter, merged
-
-    source = load_weights_from(checkpoint if base is None else base)
-    if base is None:
-        return source.config, source.weights
-    adapter, weights = read_adapter(checkpoint)
-    check_adapter(weights, adapter, source.config, checkpoint)
-    return source.config, merged(source.weights, adapter, weights)
-
-
-def _huggingface(target: Path, checkpoint: Path, base: Path | None, base_name: str) -> Path:
-    from minimind.formats.huggingface import save_huggingface
-    from minimind.tokenizer import Tokenizer
-
-    return save_huggingface(target, *_whole(checkpoint, base), Tokenizer.load(base or checkpoint))
-
-
-def _pth(target: Path, checkpoint: Path, base: Path | None, base_name: str) -> Path:
-    from minimind.formats.pth import save_pth
-
-    return save_pth(target.with_name(f"{target.name}.pth"), *_whole(checkpoint, base))
-
-
-def _peft(target: Path, checkpoint: Path, base: Path | None, base_name: str) -> Path:
-    from minimind.formats.adapter_files import write_peft
-    from minimind.formats.adapters import read_adapter
-
-    return write_peft(target, *read_adapter(checkpoint), base_name)
-
-
-def _minimind_lora(target: Path, checkpoint: Path, base: Path | None, base_name: str) -> Path:
-    from minimind.formats.adapters import read_adapter, save_upstream
-
-    return save_upstream(target.with_name(f"{target.name}.pth"), *read_adapter(checkpoint))
-
-
-WRITERS: dict[str, Callable[[Path, Path, Path | None, str], Path]] = {
-    "hf": _huggingface, "merged": _huggingface, "pth": _pth, "peft": _peft, "minimind_lora": _minimind_lora}

@@ -22,10 +22,14 @@ from worker.jobs import Lost, Work
 from worker.unpack import unpack
 
 if TYPE_CHECKING:
+    from minimind.formats.base import Base
     from minimind.tokenizer import Tokenizer
 
 ADAPTER_CONFIG_FILE, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE = "model.safetensors", "config.json", "tokenizer.json"
+GGUF = ".gguf"
+#: endings of files that are a model, or upstream's adapter, by themselves
+ALONE = (".pth", ".pt", GGUF)
 #: ``Run.stage`` of what was brought in; an adapter's checkpoint is of the stage lora, as all of its kind
 IMPORTED, LORA = "import", "lora"
 #: what a row of the database and the name of a directory can hold
@@ -94,7 +98,7 @@ def _finish(session: Any, work: Work, manifest: Manifest, path: Path) -> dict:
 
 def _shown(message: str, name: str, given: Path) -> str:
     """A sentence about files as their owner knows them."""
-    for suffix in (".pth", ".pt"):
+    for suffix in ALONE:
         message = message.replace(str(given / f"weights{suffix}"), name)
     message = message.replace(f"{given}/", "").replace(str(given), name)
     return message.replace(f"The checkpoint {given.name} is", f"The checkpoint {name} is")
@@ -118,11 +122,14 @@ def _given(source: Path, target: Path) -> Path:
     return target
 
 
-def _pickle(given: Path) -> Path | None:
-    """The .pth file, where the weights are one."""
+def _alone(given: Path) -> Path | None:
+    """The .pth or .gguf file, where the weights are one."""
     if any((given / name).exists() for name in (MANIFEST_FILE, CONFIG_FILE, ADAPTER_CONFIG_FILE)):
         return None
-    found = sorted(path for path in given.iterdir() if path.suffix in (".pth", ".pt"))
+    found = sorted(path for path in given.iterdir() if path.suffix in ALONE)
+    if len(found) > 1:
+        raise CheckpointError(f"These files are a model each: {', '.join(path.name for path in found)[:300]}.",
+                              hint="Import one at a time.")
     return found[0] if found else None
 
 
@@ -134,15 +141,15 @@ def _is_adapter(given: Path) -> bool:
         return True
     if (given / CONFIG_FILE).exists():
         return False
-    pickle = _pickle(given)
-    if pickle is not None:
+    alone = _alone(given)
+    if alone is not None:
         from minimind.formats.pth import read_pth
 
-        return any(".lora." in name for name in read_pth(pickle))
+        return alone.suffix != GGUF and any(".lora." in name for name in read_pth(alone))
     names = ", ".join(sorted(path.name for path in given.iterdir())) or "nothing"
     raise CheckpointError(f"There is neither a model nor an adapter in what was sent: {names[:300]}.",
                           hint=f"An adapter is {ADAPTER_CONFIG_FILE} with {ADAPTER_FILE}, or upstream's .pth; a model "
-                               f"{CONFIG_FILE} with {WEIGHTS_FILE}, or a .pth.")
+                               f"{CONFIG_FILE} with {WEIGHTS_FILE}, a .gguf or a .pth.")
 
 
 # -- what becomes of them ---------------------------------------------------------------------------------------------
@@ -156,7 +163,7 @@ def _adapter(work: Work, given: Path, made: RunDir, cache: Path) -> Path:
                               field="base_checkpoint_id",
                               hint="Import it again and choose the model that it was trained on.")
     base = _place(Checkpoint, work.payload["base_checkpoint_id"], "model below the adapter", "base_checkpoint_id")
-    checkpoint = import_adapter(made.path, _pickle(given) or given, base)
+    checkpoint = import_adapter(made.path, _alone(given) or given, base)
     manifest = Manifest.read(checkpoint)
     manifest.lineage["adapter"] = work.payload["shown"]
     manifest.seal(checkpoint)
@@ -169,7 +176,8 @@ def _model(work: Work, given: Path, made: RunDir, cache: Path) -> Path:
     from minimind.presets import ModelConfig
 
     told = _told(given)
-    base = open_base(_pickle(given) or given, cache)
+    base = open_base(_alone(given) or given, cache,
+                     lambda done, total: work.say(done, total, "bytes", "Reading the weights"))
     manifest = Manifest.read(base.path)
     manifest.lineage["base"] = work.payload["shown"]
     if told is not None:
@@ -179,7 +187,7 @@ def _model(work: Work, given: Path, made: RunDir, cache: Path) -> Path:
     checkpoint = made.checkpoint(manifest.step, 0)
     checkpoint.parent.mkdir(parents=True)
     base.path.rename(checkpoint)
-    tokenizer = _tokenizer(work, given, checkpoint if base.has_tokenizer else None, manifest.model["vocab_size"])
+    tokenizer = _tokenizer(work, given, base, checkpoint)
     tokenizer.save(checkpoint)
     write_json(checkpoint / CONFIG_FILE, hf_config(ModelConfig.from_dict(manifest.model), tokenizer))
     manifest.tokenizer_fingerprint = tokenizer.fingerprint
@@ -222,21 +230,24 @@ def _world(told: Any) -> dict | None:
     return {"minutes": minutes, "languages": languages, "seed": seed} if is_one else None
 
 
-def _tokenizer(work: Work, given: Path, own: Path | None, vocab_size: int) -> Tokenizer:
-    """The one that was chosen, else the one beside the weights."""
+def _tokenizer(work: Work, given: Path, base: Base, checkpoint: Path) -> Tokenizer:
+    """The one that was chosen, else the one with the weights, which is in ``checkpoint`` if it is of any use."""
+    from minimind.formats.base import USELESS_TOKENIZER
     from minimind.tokenizer import Tokenizer
 
     if work.payload["tokenizer_id"] is not None:
         directory = _place(TokenizerRow, work.payload["tokenizer_id"], "tokenizer", "tokenizer_id")
-    elif own is not None:
-        directory = own
+    elif base.has_tokenizer:
+        directory = checkpoint
     elif (given / TOKENIZER_FILE).exists():
         directory = given
     else:
-        raise CheckpointError("The weights come without a tokenizer.", field="tokenizer_id",
+        useless = [warning for warning in base.warnings if warning.startswith(USELESS_TOKENIZER)]
+        raise CheckpointError(useless[0] if useless else "The weights come without a tokenizer.", field="tokenizer_id",
                               hint="Choose the one that they were trained with, or send its tokenizer.json and "
                                    "tokenizer_config.json along.")
     tokenizer = Tokenizer.load(directory)
+    vocab_size = base.manifest.model["vocab_size"]
     if tokenizer.vocab_size > vocab_size:
         raise CheckpointError(f"The tokenizer has {tokenizer.vocab_size} entries, and the model knows {vocab_size}.",
                               field="tokenizer_id", hint="Choose the one that it was trained with.")

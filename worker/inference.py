@@ -2,9 +2,10 @@
 
     python -m worker.inference
 
-One per host, started by ``./studio up`` or ``./studio inference``. Three threads: the main one takes requests,
-one generates (torch is imported there, at the first request), one gives signs of life. No request, checkpoint or
-broker restart ends it; SIGTERM does, at once.
+One per host, started by ``./studio up`` or ``./studio inference``. Threads: the main one takes requests; ``prepare``
+and ``load`` turn them into token ids of a model in memory (torch is imported there, at the first request); ``serve``
+makes tokens for all of them together; one gives signs of life. No request, checkpoint or broker restart ends it;
+SIGTERM does, at once.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
 import secrets
 import signal
+import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import redis
@@ -28,36 +28,21 @@ from app.core import inference as protocol
 from app.core.inference import GenerationRequest, Keys, Reply
 from app.core.logging import get_logger, setup
 from app.core.settings import Settings, get_settings
-from minimind.errors import MiniMindError
 from minimind.lifeline import die_as_told
-from worker.engines import EngineCache, memory_for_engines
+from worker.engines import EngineCache, EngineOptions
+from worker.priority import give_way
+from worker.serving import ReplyChannel, Server
 
 log = get_logger(__name__)
 
 BrokerError = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError)
-
-
-class ReplyChannel:
-    """The reply stream of one request, and whether anybody still reads it."""
-
-    def __init__(self, broker: redis.Redis, keys: Keys, request_id: str):
-        self._broker = broker
-        self._stream = keys.reply(request_id)
-        self._wanted = keys.wanted(request_id)
-
-    def send(self, reply: Reply) -> None:
-        with self._broker.pipeline(transaction=False) as pipe:
-            pipe.xadd(self._stream, reply.fields(), maxlen=protocol.REPLY_MAX_EVENTS, approximate=True)
-            pipe.expire(self._stream, protocol.REPLY_TTL_S)
-            pipe.execute()
-
-    def abandoned(self) -> bool:
-        """True once the asker left, died, or the broker lost the request."""
-        return not self._broker.exists(self._wanted)
+#: torch lets go of the interpreter at each of a step's hundreds of calls, and would wait Python's 5 ms to have it back
+#: while another thread reads requests
+SWITCH_S = 0.0005
 
 
 class InferenceProcess:
-    """Takes requests from the configured broker and answers them one after the other."""
+    """Takes requests from the configured broker and has them answered."""
 
     def __init__(self, settings: Settings, engines: EngineCache):
         # No silent retry: a reply that was sent twice would show a word twice. A pooled connection that the
@@ -66,16 +51,15 @@ class InferenceProcess:
                                            retry=Retry(NoBackoff(), 0))
         self.keys = Keys(settings.redis_prefix)
         self.host_id = settings.host_id
-        self.engines = engines
         self.name = f"{settings.host_id}-{os.getpid()}-{secrets.token_hex(4)}"
-        self.state = "ready"
-        self._waiting: queue.Queue[GenerationRequest] = queue.Queue(protocol.MAX_WAITING)
+        self.changed = threading.Event()
+        self.server = Server(self.broker, engines, self.changed.set)
 
     def run(self) -> None:
         """Serve until the process ends."""
         self._announce()
         threading.Thread(target=self._beat_forever, name="heartbeat", daemon=True).start()
-        threading.Thread(target=self._generate_forever, name="generate", daemon=True).start()
+        self.server.start()
         log.info("inference_ready", name=self.name)
         self._take_forever()
 
@@ -106,86 +90,49 @@ class InferenceProcess:
                 raise
 
     def _take(self) -> None:
-        answer = self.broker.xreadgroup(protocol.GROUP, self.name, {self.keys.requests: ">"}, count=16,
+        """What waits, many at a time: a round trip for each would let a crowd that arrives together wait for itself."""
+        answer = self.broker.xreadgroup(protocol.GROUP, self.name, {self.keys.requests: ">"}, count=64,
                                         block=1000, noack=True)
-        for _, entries in answer or []:
-            for entry_id, fields in entries:
-                self.broker.xdel(self.keys.requests, entry_id)
-                self._accept(fields)
+        entries = [entry for _, found in answer or [] for entry in found]
+        if not entries:
+            return
+        self.broker.xdel(self.keys.requests, *(entry_id for entry_id, _ in entries))
+        asked = [request for _, fields in entries if (request := self._understood(fields)) is not None]
+        self._accept([(request, ReplyChannel(self.broker, self.keys, request.id)) for request in asked])
 
-    def _accept(self, fields: dict[bytes, bytes]) -> None:
+    @staticmethod
+    def _understood(fields: dict[bytes, bytes]) -> GenerationRequest | None:
         try:
-            request = GenerationRequest.from_fields(fields)
+            return GenerationRequest.from_fields(fields)
         except ValueError as error:
             log.warning("request_rejected", error=str(error))
-            return
-        channel = ReplyChannel(self.broker, self.keys, request.id)
-        if channel.abandoned():
-            log.info("request_too_late", request=request.id)
-            return
-        if self._waiting.full():  # nobody but this thread puts anything in
-            channel.send(Reply(type="error", kind="busy", message=f"{protocol.MAX_WAITING} requests already wait for "
-                                                                  "this model server. Try again in a few seconds."))
-            return
-        channel.send(Reply(type="accepted", process=self.name))  # before the generating thread can say anything
-        self._waiting.put_nowait(request)
+            return None
 
-    # -- generating ------------------------------------------------------------------------------------------
-
-    def _generate_forever(self) -> None:
-        while True:
-            request = self._waiting.get()
-            try:
-                self._answer(request)
-            except BrokerError as error:
-                log.warning("broker_away", request=request.id, error=str(error))
-            except Exception:  # whatever it was, the next request deserves an answer
-                log.exception("request_failed", request=request.id)
-            finally:
-                self.state = "ready"
-
-    def _answer(self, request: GenerationRequest) -> None:
-        channel = ReplyChannel(self.broker, self.keys, request.id)
-        if channel.abandoned():
-            return
+    def _accept(self, asked: list[tuple[GenerationRequest, ReplyChannel]]) -> None:
+        with self.broker.pipeline(transaction=False) as pipe:
+            for _, channel in asked:
+                pipe.exists(channel.wanted)
+            wanted = pipe.execute()
+        for (request, _), is_wanted in zip(asked, wanted, strict=True):
+            if not is_wanted:
+                log.info("request_too_late", request=request.id)
+        here = [entry for entry, is_wanted in zip(asked, wanted, strict=True) if is_wanted]
+        room = self.server.room
         try:
-            self._generate(request, channel)
-        except MiniMindError as error:
-            kind = {"CHECKPOINT": "checkpoint", "CONTEXT_LENGTH": "context_length"}.get(error.code, "request")
-            channel.send(Reply(type="error", kind=kind, message=str(error), param=error.field))
-        except BrokerError:
-            raise
-        except Exception as error:
-            log.exception("request_failed", request=request.id)
-            channel.send(Reply(type="error", kind="internal", message="The model server failed on this request "
-                               f"({type(error).__name__}); its log has the details."))
+            self._answer(here, room)
+        finally:  # who may have heard that he is accepted waits for as long as this process lives
+            for request, channel in here[:room]:
+                self.server.take(request, channel)
 
-    def _generate(self, request: GenerationRequest, channel: ReplyChannel) -> None:
-        path, adapter = Path(request.checkpoint), request.adapter and Path(request.adapter)
-        if not self.engines.has(path, adapter):
-            self.state = "loading"
-            channel.send(Reply(type="loading"))
-        engine = self.engines.get(path, adapter)
-        self.state = "generating"
-
-        from minimind.engine import SamplingParams
-
-        if request.messages is not None:
-            prompt = engine.encode_chat(request.messages, open_thinking=request.open_thinking)
-        else:
-            prompt = engine.tokenizer.encode(request.prompt)
-        params = SamplingParams(**request.sampling.model_dump())
-        completion_tokens, started = 0, False
-        for delta in engine.stream(prompt, params, channel.abandoned):
-            if not started:
-                channel.send(Reply(type="started", prompt_tokens=len(prompt)))
-                started = True
-            completion_tokens += delta.token_id is not None
-            if delta.text:
-                channel.send(Reply(type="delta", text=delta.text))
-            if delta.finish_reason:
-                channel.send(Reply(type="done", finish_reason=delta.finish_reason, prompt_tokens=len(prompt),
-                                   completion_tokens=completion_tokens))
+    def _answer(self, here: list[tuple[GenerationRequest, ReplyChannel]], room: int) -> None:
+        with self.broker.pipeline(transaction=False) as pipe:
+            for _, channel in here[:room]:
+                channel.open(pipe, Reply(type="accepted", process=self.name))  # before anybody else can say anything
+            for _, channel in here[room:]:
+                channel.open(pipe, Reply(type="error", kind="busy", message=(
+                    f"{protocol.MAX_WAITING} requests are with this model server already. Try again in a few "
+                    "seconds.")))
+            pipe.execute()
 
     # -- signs of life ---------------------------------------------------------------------------------------
 
@@ -199,7 +146,7 @@ class InferenceProcess:
 
     def _beat(self) -> None:
         status: dict[str, Any] = {"process": self.name, "host": self.host_id, "pid": os.getpid(),
-                                  "state": self.state, "waiting": self._waiting.qsize()}
+                                  **self.server.status()}
         with self.broker.pipeline(transaction=False) as pipe:
             for key in (self.keys.heartbeat, self.keys.process(self.name)):
                 pipe.set(key, json.dumps(status), ex=protocol.HEARTBEAT_TTL_S)
@@ -211,7 +158,9 @@ class InferenceProcess:
                 self._beat()
             except redis.RedisError as error:
                 log.warning("heartbeat_not_sent", error=str(error))
-            time.sleep(protocol.HEARTBEAT_INTERVAL_S)
+            time.sleep(0.05)  # at most twenty a second, however much changes
+            self.changed.wait(protocol.HEARTBEAT_INTERVAL_S)
+            self.changed.clear()
 
 
 def main() -> None:
@@ -220,12 +169,11 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
     setup("inference")
-    with contextlib.suppress(OSError):
-        os.nice(5)  # a training on the same cores goes first
-    engines = EngineCache(os.environ.get("STUDIO_INFERENCE_DEVICE", "cpu"),
-                          max_engines=int(os.environ.get("STUDIO_INFERENCE_MODELS", "4")),
-                          max_bytes=memory_for_engines())
-    InferenceProcess(get_settings(), engines).run()
+    sys.setswitchinterval(SWITCH_S)
+    settings = get_settings()
+    options = EngineOptions.from_environment(settings.data_dir)
+    give_way(options.share)
+    InferenceProcess(settings, EngineCache(options)).run()
 
 
 if __name__ == "__main__":

@@ -146,17 +146,16 @@ class Worker:
             self._backoff = min(LONGEST_BACKOFF_S, self._backoff * 2)
         if time.monotonic() >= self._celery_due:
             env = {**os.environ, "STUDIO_WORKER_PID": str(os.getpid()), "PYTHONPATH": str(ROOT)}
-            self.celery = subprocess.Popen(self.celery_command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL)
+            self.celery = subprocess.Popen(self.celery_command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL,
+                                           process_group=0)
 
     def _end_celery(self) -> None:
+        """At once, with its slot: what it was doing is a transaction, and is done again by whoever looks next. (Asked
+        to leave, it takes two seconds for that.)"""
         if self.celery is None or self.celery.poll() is not None:
             return
-        self.celery.send_signal(signal.SIGQUIT)  # cold: what it does is done again by the next poll
-        try:
-            self.celery.wait(timeout=3)
-        except subprocess.TimeoutExpired:
-            self.celery.kill()
-            self.celery.wait()
+        os.killpg(self.celery.pid, signal.SIGKILL)
+        self.celery.wait()
 
     def _on_stop(self, _number: int, _frame: object) -> None:
         self.stop_asked = True

@@ -8,6 +8,7 @@ says what it is, where, and what to do about it, or carries what does it.
 from __future__ import annotations
 
 import fcntl
+import os
 import re
 import shutil
 import socket
@@ -33,6 +34,8 @@ from worker.database import read_mark
 
 #: what is younger may be in the making
 YOUNG_S = 3600.0
+#: states of a run that somebody works on
+HELD = (*LEASED_STATES, "recovering")
 #: a runner still tidies up for a moment after its verdict
 JUST_ENDED_S = 60.0
 HALF_MADE = re.compile(r"^\.(?P<id>.+)\.(importing|exporting|training|tmp)$")
@@ -126,7 +129,7 @@ def schema_state(settings: Settings) -> str:
 
 def _read_rows(place: Place) -> None:
     with reading() as session:
-        place.held_runs = set(session.scalars(select(Run.id).where(Run.state.in_((*LEASED_STATES, "recovering")))))
+        place.held_runs = set(session.scalars(select(Run.id).where(Run.state.in_(HELD))))
         place.open_jobs = list(session.scalars(select(Job).where(Job.state.in_(("queued", "running")))))
 
 
@@ -185,7 +188,16 @@ def to_trash(place: Place, path: Path) -> str:
 
 
 def size_of(path: Path) -> int:
-    return sum(p.lstat().st_size for p in path.rglob("*") if not p.is_dir()) if path.is_dir() else path.lstat().st_size
+    """Bytes of a file or of all files below a directory; what a live process removes meanwhile counts nothing."""
+    def size(file: str | Path) -> int:
+        try:
+            return os.lstat(file).st_size
+        except FileNotFoundError:
+            return 0
+
+    if not path.is_dir():
+        return size(path)
+    return sum(size(os.path.join(place, name)) for place, _, names in os.walk(path) for name in names)
 
 
 def megabytes(size: int) -> str:
@@ -310,8 +322,19 @@ def half_made_checkpoints(place: Place) -> Iterator[Finding]:
         for path in leftovers(RunDir(run).checkpoints):
             yield Finding("note", f"{path} is half a checkpoint ({megabytes(size_of(path))})",
                           "Left by a trainer that was killed; the next attempt of the run removes it.",
-                          lambda path=path: _remove(path),
+                          lambda run=run, path=path: _remove_half_a_checkpoint(run.name, path),
                           in_use="Its run is being trained." if run.name in place.held_runs else "")
+
+
+def _remove_half_a_checkpoint(run_id: str, path: Path) -> str:
+    """Asks again: since the rows were read, the run may have been taken up, or what was half may have become whole."""
+    with reading() as session:
+        is_held = session.scalar(select(Run.id).where(Run.id == run_id, Run.state.in_(HELD)))
+    if is_held:
+        return "Left alone: its run is being trained by now."
+    if path not in leftovers(path.parent):
+        return "Nothing to do: it is whole or gone by now."
+    return _remove(path)
 
 
 def half_made_imports(place: Place) -> Iterator[Finding]:

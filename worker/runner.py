@@ -27,7 +27,7 @@ from app.core.queue import renew_lease, take_back
 from app.core.settings import get_settings
 from app.core.states import Fenced, append_event, move
 from app.core.timing import get_timing
-from minimind.control import read_control, write_control
+from minimind.control import read_control, write_control, write_sample_wish
 from minimind.errors import MiniMindError
 from minimind.run_dir import RunDir
 from worker import causes, ladder, processes, stall
@@ -257,16 +257,20 @@ class Runner:
             with reading() as session:
                 run = session.get(Run, self.run_id)
                 self._refuse_moved_on(run, session.get(Attempt, (self.run_id, self.attempt)))
-                seen = (run.state, run.attempt, run.desired, run.reason, run.save_on_stop, self.shutting_down)
+                seen = (run.state, run.attempt, run.desired, run.reason, run.save_on_stop, run.samples_asked,
+                        self.shutting_down)
             if seen == self._handled and not (self.ladder is not None and self.ladder.expired):
                 return
             with transaction() as session:
                 run = self._held_run(session)
                 command, save = self._wish(session, run)
+                samples_asked = run.samples_asked
         control = self.run_dir.attempt(self.attempt).control
         present = read_control(control)
         if command != present.command or (command == "stop" and save and not present.save):
             write_control(control, command, save=save)
+        if samples_asked > present.sample:
+            write_sample_wish(control, samples_asked)
         self._handled = seen
 
     def _wish(self, session: Session, run: Run) -> tuple[str, bool]:

@@ -20,7 +20,7 @@ RATIO_FROM_BYTES, MAX_RATIO = 64 << 20, 250
 SPARE_BYTES = 256 << 20
 _BLOCK_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,150}")
-_SUFFIXES = (".json", ".safetensors", ".bin", ".jinja", ".txt", ".pth", ".pt")
+_SUFFIXES = (".json", ".safetensors", ".bin", ".jinja", ".txt", ".pth", ".pt", ".gguf")
 
 
 class _Member(NamedTuple):

@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 
 from fastapi import FastAPI
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request, cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,19 +21,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.auth import service
 from app.auth.deps import LOGIN_HINT
 from app.auth.origin import Names, refusal
+from app.core.answers import answer, as_app_error, log_unexpected, wants_page
 from app.core.db import reading, transaction
-from app.core.errors import (
-    AppError,
-    BadRequest,
-    Forbidden,
-    TooLarge,
-    Unauthorized,
-    answer,
-    as_app_error,
-    log_unexpected,
-    wants_page,
-)
+from app.core.errors import AppError, BadRequest, Forbidden, TooLarge, Unauthorized
 from app.core.settings import Settings, get_settings
+from app.core.tasks import Together, Turnstile
 
 #: JSON bodies; uploads have their own bounds
 MAX_BODY_BYTES = 4 << 20
@@ -45,9 +36,9 @@ UPLOAD_PATHS = ("/api/v1/datasets", "/api/v1/datasets/inspect", "/api/v1/tokeniz
 DRAIN_BYTES, DRAIN_S = 64 << 20, 5.0
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 #: POSTs that change nothing but compute: a viewer may send them
-HARMLESS_POSTS = ("/api/v1/preflight", "/api/v1/chat_format", "/api/v1/logout", "/logout")
-#: everybody's own talks with models, which no other user sees: a viewer keeps them too
-OWN_CONVERSATIONS = "/api/v1/conversations"
+HARMLESS_POSTS = ("/api/v1/preflight", "/api/v1/chat_format", "/api/v1/tools/run", "/api/v1/logout", "/logout")
+#: everybody's own talks with models and votes, which no other user sees: a viewer keeps them too
+OWN_PLACES = ("/api/v1/conversations", "/api/v1/votes", "/api/v1/chat/presets")
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; font-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
@@ -83,6 +74,7 @@ class Guard:
     def __init__(self, app: ASGIApp, *, studio: FastAPI):
         self.app = app
         self.studio = studio
+        self._turnstile = Turnstile()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -100,6 +92,7 @@ class Guard:
         body = receive
         try:
             receive = await self._admit(scope, receive)
+            await self._turnstile()
             await self.app(scope, receive, guarded_send)
         except ClientDisconnect:
             return
@@ -174,9 +167,9 @@ async def _drain(scope: Scope, receive: Receive) -> None:
 async def _identify(headers: Headers, bearer: str | None, settings: Settings) -> service.Identity | None:
     """Who sends this; a Bearer token, where one is sent, is the only thing that counts."""
     if bearer is not None:
-        return await run_in_threadpool(_by_token, bearer)
+        return await _owners_of_tokens(bearer)
     secret = cookie_parser(headers.get("cookie", "")).get(cookie_name(settings))
-    return await run_in_threadpool(_by_cookie, secret) if secret else None
+    return await _owners_of_sessions(secret) if secret else None
 
 
 def _by_token(secret: str) -> service.Identity | None:
@@ -196,6 +189,9 @@ def _by_cookie(secret: str) -> service.Identity | None:
         return service.identify_session(session, secret)
 
 
+_owners_of_tokens, _owners_of_sessions = Together(_by_token), Together(_by_cookie)
+
+
 def _bearer(headers: Headers) -> str | None:
     """The token of an Authorization header; any other scheme counts as a token that nobody has."""
     value = headers.get("authorization")
@@ -213,7 +209,7 @@ def _carries_login_token(scope: Scope) -> bool:
 
 def _is_harmless(path: str) -> bool:
     return (path in HARMLESS_POSTS or path.startswith("/v1/")
-            or path == OWN_CONVERSATIONS or path.startswith(f"{OWN_CONVERSATIONS}/"))
+            or any(path == place or path.startswith(f"{place}/") for place in OWN_PLACES))
 
 
 def _limit(path: str, headers: Headers) -> int:

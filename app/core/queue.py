@@ -166,6 +166,7 @@ def _take(session: Session, run: Run, host: Host, devices: tuple[str, ...], at: 
     won = move(session, run, "starting", values={
         "attempt": number, "lease_owner": f"{number}-{new_id()}", "lease_host": host.id,
         "lease_expires_at": at + get_timing().lease_s, "started_at": run.started_at or at, "not_before": None,
+        "samples_asked": 0,  # by those who heard nothing of the attempt before
         # what the last attempt was doing says nothing of this one
         "progress": {k: v for k, v in run.progress.items() if not k.startswith("phase")}
         | {"phase": None, "eta_s": None, "tokens_per_s": None}},

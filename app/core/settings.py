@@ -44,6 +44,12 @@ class Settings(BaseSettings):
     behind_tls: bool = False
     #: directories that a server-path import may read, separated as in PATH; empty = none
     import_roots: str = ""
+    #: answers of ``/v1`` that one user may have running or waiting at a time; 0 = any number
+    api_concurrency: int = Field(128, ge=0)
+    #: requests to ``/v1`` that one user may send within a minute; 0 = any number
+    api_requests_per_minute: int = Field(0, ge=0)
+    #: the request log keeps what was asked and answered too
+    log_request_content: bool = False
     #: the worker pauses and requeues its runs when it is asked to end (``./studio up``, ``worker --drain``)
     drain: bool = False
 

@@ -212,6 +212,18 @@ def request_cancel(session: Session, run: Run, save: bool = False) -> Run:
     return run
 
 
+def request_sample(session: Session, run: Run) -> Run:
+    """Let the model that is being trained answer its prompts after the present step. 409 where nothing is trained."""
+    _lock(session, run)
+    if run.stage in ("tokenizer", "import"):
+        raise Conflict("This run trains no model that could speak.", field="stage")
+    if run.state not in ("starting", "running") or run.desired != "run":
+        raise Conflict(f"A run that is {run.state} is not being trained, so it says nothing new.", field="state",
+                       hint="Chat with one of its checkpoints.")
+    _wish(session, run, samples_asked=run.samples_asked + 1)
+    return run
+
+
 def is_settled(session: Session, run: Run) -> bool:
     """Whether no attempt of the run is open: nothing of it can still be alive."""
     return session.query(Attempt).filter(Attempt.run_id == run.id, Attempt.state != "closed").count() == 0

@@ -14,7 +14,7 @@ from app.core.db import transaction
 from app.core.errors import Invalid
 from app.core.once import Post
 from app.core.rest import Page, PagingQuery, Read
-from app.core.states import request_cancel, request_pause, request_resume
+from app.core.states import request_cancel, request_pause, request_resume, request_sample
 from app.runs import attempts, order, queries, service
 from app.runs.metrics import DEFAULT_POINTS, MAX_POINTS, MIN_POINTS, metrics
 from app.runs.schemas import (
@@ -95,6 +95,13 @@ def cancel_run(id: str, post: Post, wish: Cancel | None = None):
     """Stop for good. Checkpoints that exist stay usable; a last one is saved only if asked."""
     save = wish is not None and wish.save
     return post.do(202, lambda session: RunOut.of(request_cancel(session, service.get_run(session, id), save)))
+
+
+@router.post("/{id}/sample", **ACCEPTED)
+def sample_run(id: str, post: Post):
+    """Let the model that is being trained answer its prompts after the present step, whatever its
+    ``sample_interval`` is. They come as ``sample`` events; training goes on, and learns the same."""
+    return post.do(202, lambda session: RunOut.of(request_sample(session, service.get_run(session, id))))
 
 
 @router.post("/{id}/move", **ACCEPTED)

@@ -11,14 +11,9 @@ from sqlalchemy.exc import InvalidRequestError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm.exc import StaleDataError
 
+from app.core.answers import as_app_error
 from app.core.db import transaction
-from app.core.errors import (
-    AppError,
-    DiskFull,
-    Invalid,
-    NotFound,
-    as_app_error,
-)
+from app.core.errors import AppError, DiskFull, Invalid, NotFound
 from app.core.models import LOCAL_ADMIN_ID, User
 from minimind.errors import ConfigError, DataError, DiskFullError
 from tests.app.conftest import Api, Server

@@ -96,7 +96,8 @@ def test_processes_that_start_at_once_take_turns(empty: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("back_to, table, column", [
-    ("0003", "run", "teacher_checkpoint_id"), ("0004", "conversation", "adapter_checkpoint_id")])
+    ("0003", "run", "teacher_checkpoint_id"), ("0004", "conversation", "adapter_checkpoint_id"),
+    ("0005", "conversation", "head"), ("0005", "conversation", "search_text"), ("0005", "conversation", "mode")])
 def test_the_newest_revisions_can_be_taken_back(empty: str, back_to: str, table: str, column: str) -> None:
     upgrade(empty)
     command.downgrade(alembic_config(empty), back_to)

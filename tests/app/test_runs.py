@@ -339,6 +339,28 @@ def end(run_id: str, *path: str) -> None:
             assert states.move(session, session.get(Run, run_id), to, values=held if to == "starting" else None)
 
 
+def test_a_model_in_training_may_be_asked_to_speak(api: Api) -> None:
+    run = new_run(api)
+
+    def ask(key: str = "") -> tuple[int, dict]:
+        answer = api.http.post(f"/api/v1/runs/{run['id']}/sample", headers={"Idempotency-Key": key} if key else {})
+        return answer.status_code, answer.json()
+
+    status, body = ask()
+    assert status == 409 and body["error"]["message"] == (
+        "A run that is queued is not being trained, so it says nothing new.")
+    assert "Chat with one of its checkpoints" in body["error"]["hint"]
+    end(run["id"], "starting", "running")
+    assert [ask("same")[0], ask("same")[0], ask()[0]] == [202] * 3
+    with reading() as session:
+        assert session.get(Run, run["id"]).samples_asked == 2, "a repeated request is one wish"
+    assert api.post(f"/runs/{run['id']}/pause").status_code == 202
+    assert ask()[0] == 409
+    end(run["id"], "pausing", "paused")
+    assert ask()[0] == 409
+    assert api.post("/runs/nobody/sample").status_code == 404
+
+
 def test_an_ended_run_refuses_wishes_and_can_be_deleted(api: Api) -> None:
     run = new_run(api)
     end(run["id"], "starting", "running")

@@ -37,7 +37,7 @@ from tests.worker.runner_rig import (
     wish,
 )
 from worker.checkpoints import adopt_checkpoints, recover_checkpoints, tidy
-from worker.inference import EngineCache
+from worker.engines import EngineCache, EngineOptions
 from worker.ingest import Ingest
 
 
@@ -202,7 +202,7 @@ def test_one_that_cannot_be_loaded_for_a_talk_is_offered_no_more(database: str) 
     adopt_checkpoints(run_id, run)
     (path / "model.safetensors").write_bytes(b"weighty")
     with pytest.raises(CheckpointError, match="is damaged: the content of model.safetensors has changed"):
-        EngineCache("cpu", 1, 1 << 20).get(path)
+        EngineCache(EngineOptions(max_engines=1, max_bytes=1 << 20)).get(path)
     assert rows(run_id) == {"5-a1": "corrupt"}
 
 

@@ -20,6 +20,7 @@ from app.core.settings import get_settings
 from minimind.checkpoint import load_model
 from minimind.formats.adapter_files import write_peft
 from minimind.formats.adapters import read_adapter, save_upstream
+from minimind.formats.export import Wanted, write_export
 from minimind.formats.huggingface import save_huggingface
 from minimind.formats.pth import save_pth
 from minimind.formats.source import load_weights_from
@@ -27,6 +28,7 @@ from minimind.manifest import Manifest
 from minimind.tokenizer import Tokenizer
 from tests.checkpoint_rig import make_adapter, make_checkpoint
 from tests.database_rig import HOST, add_host, add_run
+from tests.minimind.llama_files import convert
 from worker import jobs
 
 NUMBERS = itertools.count()
@@ -75,7 +77,7 @@ def bring_in(files: Iterable[Path], base_id: str | None = None, tokenizer_id: st
     directory = get_settings().uploads_dir / f"{run_id}.import"
     directory.mkdir(parents=True)
     for path in files:
-        shutil.copyfile(path, directory / (f"weights{path.suffix}" if path.suffix in (".pth", ".zip", ".tar")
+        shutil.copyfile(path, directory / (f"weights{path.suffix}" if path.suffix in (".pth", ".gguf", ".zip", ".tar")
                                            else path.name))
     payload = {"run_id": run_id, "name": "Theirs", "aside": str(directory), "shown": shown,
                "base_checkpoint_id": base_id, "tokenizer_id": tokenizer_id}
@@ -129,6 +131,88 @@ def test_a_whole_model(database, made, kind):
     torch.testing.assert_close(logits(checkpoint.path), logits(made["base"]), rtol=0, atol=1e-5 if kind == "hf" else .5)
     assert checkpoint.tokenizer_fingerprint == Tokenizer.load(made["base"]).fingerprint
     assert left() == [run.id]
+
+
+@pytest.mark.parametrize("quantization, most", [("f32", 0), ("f16", 6e-4), ("q8_0", 8e-3)])
+def test_a_gguf_file_comes_back_as_it_went(database, made, tmp_path, quantization, most):
+    """``most``: of the largest weight of its tensor. Float32 is equal to the bit."""
+    path = write_export(tmp_path, "mine", made["base"], Wanted("gguf", quantization)).path
+    state, job = bring_in([path], shown="mine.gguf")
+    assert state == "completed" and job.result["kind"] == "model", job.error
+    run, checkpoint = rows_of(job)
+    given, found = load_weights_from(made["base"]), load_weights_from(checkpoint.path)
+    assert found.config == given.config and found.weights.keys() == given.weights.keys()
+    for name, tensor in given.weights.items():
+        assert float((found.weights[name] - tensor).abs().max()) <= most * float(tensor.abs().max()), name
+    assert checkpoint.tokenizer_fingerprint == Tokenizer.load(made["base"]).fingerprint
+    assert Manifest.read(checkpoint.path).lineage["base"] == "mine.gguf" and left() == [run.id]
+
+
+@pytest.mark.parametrize("dtype, packs", [(torch.bfloat16, False), (torch.float16, True)])
+def test_a_gguf_file_of_llama_cpp_s_converter(database, made, tmp_path, dtype, packs):
+    """Which says nothing that only we would say, and carries no tokenizer.json; also packed."""
+    file = convert(made["hf"], tmp_path / "qwen3 model.gguf", dtype)
+    if packs:
+        with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+            archive.write(file, "folder/qwen3 model.gguf")
+            archive.writestr("folder/Modelfile", "FROM ./model.gguf")
+    state, job = bring_in([tmp_path / "x.zip" if packs else file])
+    assert state == "completed", job.error
+    checkpoint = Path(rows_of(job)[1].path)
+    given, found = load_weights_from(made["base"]), load_weights_from(checkpoint)
+    assert all(torch.equal(found.weights[name], tensor.to(dtype).float() if tensor.ndim > 1 else tensor)
+               for name, tensor in given.weights.items())
+    ours, theirs = Tokenizer.load(made["base"]), Tokenizer.load(checkpoint)
+    assert theirs.encode("The lamp in the harbour is green.") == ours.encode("The lamp in the harbour is green.")
+    assert (theirs.eos_id, theirs.chat_template) == (ours.eos_id, ours.chat_template)
+
+
+def test_gguf_files_that_cannot_be_used_are_said(database, made, tmp_path, monkeypatch):
+    whole = write_export(tmp_path, "mine", made["base"], Wanted("gguf", "f16")).path
+    content = whole.read_bytes()
+
+    def changed(name: str, *pairs: tuple[bytes, bytes]) -> Path:
+        path, made_of = tmp_path / name, content
+        for old, new in pairs:
+            assert len(old) == len(new) and old in made_of
+            made_of = made_of.replace(old, new)
+        path.write_bytes(made_of)
+        return path
+
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(content[:-1000])
+    words = changed("words.gguf", (b"tokenizer.huggingface.json", b"tokenizer.huggingface.jsox"), (b"gpt2", b"bert"))
+    two = tmp_path / "two.zip"
+    with zipfile.ZipFile(two, "w") as archive:
+        archive.write(whole, "a.gguf")
+        archive.write(whole, "b.gguf")
+    for path, said in (
+            (cut, "mine.gguf is damaged or not a GGUF file"), (changed("arch.gguf", (b"qwen3", b"gemma")), "'gemma'"),
+            (words, "The tokenizer beside the weights cannot be used. mine.gguf has a tokenizer of the kind 'bert'"),
+            (two, "a model each: a.gguf, b.gguf"),
+            (changed("adapter.gguf", (b"\x05\0\0\0\0\0\0\0model", b"\x05\0\0\0\0\0\0\0loras")), "of the type 'loras'")):
+        state, job = bring_in([path], shown="mine.gguf")
+        assert state == "failed" and said in job.error["message"], (said, job.error)
+        assert str(get_settings().data_dir) not in job.error["message"] and job.error["hint"] and left() == []
+    with db.transaction() as session:
+        session.add(TokenizerRow(id="t1", name="t", user_id="local", state="ready", path=str(made["base"]),
+                                 source={"kind": "upload"}, created_at=1.0))
+    assert bring_in([words], tokenizer_id="t1")[0] == "completed", "another tokenizer may be chosen"
+
+
+def test_a_gguf_file_is_read_with_progress_and_can_be_cancelled(database, made, tmp_path, monkeypatch):
+    path = write_export(tmp_path, "mine", made["base"], Wanted("gguf", "f16")).path
+    said = []
+
+    def say(work, done, total, unit, message="", **_):
+        said.append((done, total, unit))
+        if unit == "bytes" and done > total / 2:
+            raise jobs.Cancelled
+
+    monkeypatch.setattr(jobs.Work, "say", say)
+    assert bring_in([path])[0] == "cancelled" and left() == []
+    counted = [done for done, total, unit in said if unit == "bytes"]
+    assert counted == sorted(counted) and len(counted) > 1 and said[-1][1] < path.stat().st_size
 
 
 @pytest.mark.slow

@@ -179,7 +179,7 @@ def test_a_full_queue_answers_busy(broker: Broker, server: InferenceServer, chec
             return [r for r in heard if r.get("kind") == "busy"]
 
         busy = wait_for(lambda: len(refused()) >= 4 and refused(), "refusals")
-        assert "already wait" in busy[0]["message"]
+        assert f"{protocol.MAX_WAITING} requests are with" in busy[0]["message"]
         client.delete(*map(KEYS.wanted, ids))
 
     def answered() -> bool:

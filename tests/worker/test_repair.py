@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -207,6 +208,40 @@ def test_half_made_checkpoints_go_unless_somebody_makes_them(tmp_path: Path) -> 
     assert [f[1] for f in found()] == ["note"] * 3
     assert [f[1] for f in found(mend=True)] == ["done"] * 2
     assert list(checkpoints.iterdir()) == [] and is_healthy()
+
+
+def test_what_changed_since_it_was_looked_at_is_left_alone(tmp_path: Path) -> None:
+    """A run is taken up, or a checkpoint becomes whole, between the look and the repair."""
+    run_id = add_run()
+    checkpoints = RunDir(get_settings().runs_dir / run_id).checkpoints
+    taken, whole = (a_directory(checkpoints, f"step-0000000{step}-a1") for step in (3, 4))
+    repairs = {finding.what.split()[0]: finding.repair for _, finding in repair.look() if finding.repair}
+    assert set(repairs) == {str(taken), str(whole)}
+    (whole / "manifest.json").write_text("{}")
+    assert "whole or gone" in repairs[str(whole)]() and whole.is_dir()
+    add_host()
+    with transaction() as session:
+        claim_run(session, HOST)
+    assert "being trained by now" in repairs[str(taken)]() and taken.is_dir()
+
+
+def test_what_vanishes_while_it_is_measured_counts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that the trainer renames, and a directory that it deletes, between their being listed and looked into."""
+    home = a_directory(tmp_path, "half")
+    (home / "inner").mkdir()
+    (home / "inner" / "more").write_text("12345")
+    assert repair.size_of(home) == len("to be missed") + 5
+    walk = os.walk
+
+    def walked(place: Path) -> Iterator[tuple]:
+        for found in walk(place):
+            shutil.rmtree(home, ignore_errors=True)
+            yield found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "walk", walked)
+        assert repair.size_of(home) == 0
+    assert repair.size_of(home / "something") == 0
 
 
 def test_half_made_imports_and_forgotten_uploads(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from sqlalchemy import update
 from app.core import db, states
 from app.core.models import DeviceLease, MetricChunk, Run
 from app.core.settings import get_settings
+from minimind.control import Wish, read_control
+from minimind.run_dir import RunDir
 from tests.database_rig import add_run, get_run
 from tests.worker.runner_rig import (
     attempt_of,
@@ -84,6 +86,20 @@ def test_a_pause_before_the_first_step_keeps_no_checkpoint(runners, monkeypatch)
     runners.start(claim)
     wait_for_state(run_id, "paused")
     assert checkpoints_of(run_id) == []
+
+
+def test_a_wish_to_hear_the_model_reaches_its_trainer_and_stops_nothing(runners, monkeypatch):
+    tell(monkeypatch, steps=1000, step_s=0.02)
+    run_id = add_run()
+    runners.claim_and_start()
+    wait_until(lambda: checkpoints_of(run_id))
+    control = RunDir(get_settings().runs_dir / run_id).attempt(1).control
+    for number in (1, 2):
+        wish(states.request_sample, run_id)
+        wait_until(lambda number=number: read_control(control).sample == number)
+    assert read_control(control) == Wish("none", False, 0, 2) and get_run(run_id).state == "running"
+    wish(states.request_cancel, run_id)
+    wait_for_state(run_id, "cancelled")
 
 
 def test_cancel_stops_without_a_save_and_keeps_what_was_saved(runners, monkeypatch):

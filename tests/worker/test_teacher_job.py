@@ -281,8 +281,8 @@ def test_a_checkpoint_teaches(serve, tmp_path, monkeypatch):
     place = make_checkpoint(tmp_path / "teacher", seed=1)
     init = Engine.__init__
 
-    def shorter(self: Engine, *given: object) -> None:
-        init(self, *given)
+    def shorter(self: Engine, *given: object, **options: object) -> None:
+        init(self, *given, **options)
         self.end_ids |= set(range(0, 420, 7))  # noise knows no end token
 
     monkeypatch.setattr(Engine, "__init__", shorter)

@@ -67,9 +67,12 @@ def for_the_user(error: Exception) -> str | None:
     """What a person can do something about, as a sentence; None for a fault of ours."""
     if isinstance(error, MiniMindError):
         return str(error)
-    errors = sys.modules.get("app.core.errors")  # not imported where only the core is installed
-    answered = errors.as_app_error(error) if errors is not None else None
-    return str(answered) if answered is not None and answered.status != 500 else None
+    if "app.core.errors" not in sys.modules:  # where only the core is installed
+        return None
+    from app.core.answers import as_app_error
+
+    answered = as_app_error(error)
+    return str(answered) if answered.status != 500 else None
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ def start(code: str, *arguments: str) -> subprocess.Popen:
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.slow  # tests/integration/test_faults_database.py does it through the studio's own processes
 def test_eight_processes_that_read_and_then_write_lose_nothing(database):
     with db.transaction() as session:
         session.add(Installation(id=1, uid="x", created_at=0))

@@ -101,6 +101,19 @@ def test_a_claim_starts_an_attempt_with_a_lease(database):
         assert not queue.renew_lease(session, run_id, 2)
 
 
+def test_a_new_attempt_owes_no_samples_to_those_who_asked_the_one_before(database):
+    add_host()
+    run_id = add_run()
+    with db.transaction() as session:
+        queue.claim_run(session, HOST)
+        run = states.request_sample(session, session.get(Run, run_id))
+        assert run.samples_asked == 1
+        states.move(session, run, "pausing", reason="shutdown")
+        states.move(session, run, "queued")
+        queue.claim_run(session, HOST)
+        assert (run.state, run.attempt, run.samples_asked) == ("starting", 2, 0)
+
+
 def test_a_run_that_is_interrupted_keeps_its_place_and_counts_on(database):
     add_host()
     first, second = add_run(), add_run()
