@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import Coroutine
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
-from starlette.concurrency import run_in_threadpool
-from starlette.types import Receive, Scope, Send
 
-from app.auth.deps import require_user
+from app.auth.deps import User, require_user
 from app.chat.service import InferenceClient
-from app.core.errors import AppError, BadRequest, TooLarge
-from app.core.inference import MAX_REQUEST_BYTES
-from app.core.logging import get_logger
+from app.core.errors import AppError
 from app.core.settings import get_settings
-from app.core.tasks import end
 from app.openai import service
+from app.openai.call import Call
+from app.openai.chat import ChatCompletion
+from app.openai.completion import Completion
 from app.openai.schemas import ChatRequest, CompletionRequest, parse
-
-log = get_logger(__name__)
-
+from app.openai.text import TextCompletion
 
 router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[Depends(require_user)])
 
@@ -34,6 +26,9 @@ async def inference_client(request: Request) -> InferenceClient:
     if getattr(state, "inference", None) is None:
         state.inference = InferenceClient(get_settings().broker_url, get_settings().redis_prefix)
     return state.inference
+
+
+Client = Annotated[InferenceClient, Depends(inference_client)]
 
 
 @router.get("/models")
@@ -47,86 +42,33 @@ def get_model(model_id: str) -> dict[str, Any]:
 
 
 @router.post("/chat/completions")
-async def chat_completions(request: Request, client: InferenceClient = Depends(inference_client)) -> Response:
-    wanted = parse(ChatRequest, await _json_body(request))
-    model = await run_in_threadpool(service.find_model, wanted.model)
-    return await _answer(request, service.ChatCompletion(client, wanted, model))
+async def chat_completions(request: Request, user: User, client: Client) -> Response:
+    """The next turn of a conversation, streamed or whole. OpenAI's fields, and min_p, top_k, repetition_penalty,
+    ignore_eos, continue_final_message and chat_template_kwargs (open_thinking) as other servers of open models know
+    them; unknown ones are ignored."""
+    return await Call(request, user).answer(_chat, client)
 
 
 @router.post("/completions")
-async def completions(request: Request, client: InferenceClient = Depends(inference_client)) -> Response:
-    wanted = parse(CompletionRequest, await _json_body(request))
-    model = await run_in_threadpool(service.find_model, wanted.model)
-    return await _answer(request, service.TextCompletion(client, wanted, model))
+async def completions(request: Request, user: User, client: Client) -> Response:
+    """A text, several, or their token ids continued with nothing added. With echo and logprobs, the probability of
+    every token of the prompt too."""
+    return await Call(request, user).answer(_text, client)
+
+
+def _chat(body: Any, client: InferenceClient) -> Completion:
+    wanted = parse(ChatRequest, body)
+    model = service.find_model(wanted.model)
+    thinks = service.opens_thinking(model.checkpoint, wanted.open_thinking)
+    return ChatCompletion(client, wanted, model, thinks=thinks)
+
+
+def _text(body: Any, client: InferenceClient) -> Completion:
+    wanted = parse(CompletionRequest, body)
+    return TextCompletion(client, wanted, service.find_model(wanted.model))
 
 
 @router.api_route("/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
 def unknown(path: str) -> Response:
     raise AppError(404, "unknown_url", f"/v1/{path} does not exist on this server. It serves /v1/models, "
                                        "/v1/models/ID, /v1/chat/completions and /v1/completions.")
-
-
-async def _answer(request: Request, completion: service.Completion) -> Response:
-    if not completion.request.stream:
-        return await _unless_gone(request, completion, _whole(completion))
-    await _unless_gone(request, completion, completion.start())
-    return _EventStream(completion)
-
-
-async def _whole(completion: service.Completion) -> Response:
-    try:
-        await completion.start()
-        return JSONResponse(await completion.whole())
-    finally:
-        await completion.close()
-
-
-class _EventStream(StreamingResponse):
-    """The events of a completion; when the client leaves, the generation ends with them."""
-
-    def __init__(self, completion: service.Completion):
-        super().__init__(completion.events(), media_type="text/event-stream",
-                         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        self._completion = completion
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:  # not left to the garbage collector, which ends a generator that hung in ``send`` some day
-            await self._completion.close()
-
-
-async def _json_body(request: Request) -> Any:
-    size, chunks = 0, []
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > MAX_REQUEST_BYTES:
-            raise TooLarge(f"The request is larger than {MAX_REQUEST_BYTES} bytes.")
-        chunks.append(chunk)
-    try:
-        return json.loads(b"".join(chunks))
-    except (ValueError, RecursionError) as error:
-        raise BadRequest("The request body is not valid JSON.") from error
-
-
-async def _unless_gone(request: Request, completion: service.Completion, work: Coroutine[Any, Any, Any]) -> Any:
-    """Await ``work``, and end the generation as soon as the client hangs up."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_hung_up(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        log.info("client_left", completion=completion.id)
-        return Response(status_code=499)  # nobody reads it
-    finally:
-        await end(gone)
-        if not task.done() or task.cancelled() or task.exception():
-            await end(task)
-            await completion.close()
-
-
-async def _hung_up(request: Request) -> None:
-    """Returns when the client closes the connection. The body must have been read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
-import openai
 import pytest
 
 from app.core.db import engine_for, session_factory, transaction
@@ -22,6 +21,8 @@ from app.core.inference import MAX_WAITING
 from app.core.models import LOCAL_ADMIN_ID, Checkpoint, Run
 from tests.checkpoint_rig import make_adapter, make_checkpoint
 from tests.inference_rig import ROOT, running_broker, running_inference, wait_for
+
+openai = pytest.importorskip("openai", reason="openai is not installed")
 
 HELLO = [{"role": "user", "content": "Where is the lamp?"}]
 OLD, NEW, DELETED, LOST = "ckptold", "ckptnew", "ckptgone", "ckptlost"
@@ -47,7 +48,8 @@ class Studio:
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     data = tmp_path_factory.mktemp("data")
     with running_broker() as broker, running_inference(broker.url, data):
-        environment = {**os.environ, "STUDIO_DATA_DIR": str(data), "STUDIO_REDIS_URL": broker.url}
+        environment = {**os.environ, "STUDIO_DATA_DIR": str(data), "STUDIO_REDIS_URL": broker.url,
+                       "STUDIO_API_CONCURRENCY": "0"}  # one user is a crowd here
         command = [sys.executable, "-m", "worker.cli"]
         made = subprocess.run([*command, "token", "create", "tester"], cwd=ROOT, env=environment, check=True,
                               capture_output=True, text=True)
@@ -153,7 +155,7 @@ def test_plain_completions_continue_text(studio: Studio) -> None:
         assert "".join(c.choices[0].text for c in chunks[:-1]) == plain.choices[0].text
         assert chunks[-1].usage == plain.usage and chunks[-2].choices[0].finish_reason == "length"
         assert client.completions.create(**{**options, "prompt": ["The lamp"]}).choices == plain.choices
-        for refused in ({"prompt": [1, 2]}, {"prompt": ""}, {"echo": True}, {"logprobs": 1}):
+        for refused in ({"prompt": [1, 1.5]}, {"prompt": ""}, {"prompt": [10**6]}, {"logprobs": 21}):
             with pytest.raises(openai.BadRequestError) as raised:
                 client.completions.create(**{**options, **refused})
             assert raised.value.param == next(iter(refused))
@@ -185,11 +187,13 @@ def test_stop_strings(studio: Studio) -> None:
 
 @pytest.mark.parametrize("changes, param", [
     ({"messages": []}, "messages"), ({"messages": None}, "messages"), ({"model": None}, "model"),
-    ({"temperature": 3}, "temperature"), ({"temperature": "hot"}, "temperature"), ({"n": 2}, "n"),
+    ({"temperature": 3}, "temperature"), ({"temperature": "hot"}, "temperature"), ({"n": 17}, "n"),
     ({"max_tokens": 0}, "max_tokens"), ({"stop": [1]}, "stop.0"),
     ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages.0.content"),
-    ({"tools": [{"type": "function"}]}, "tools"), ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"tools": [{"type": "function"}]}, "tools"), ({"logit_bias": {"1000000": 1}}, "logit_bias"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}},
+     "response_format"),
     ({"messages": [{"role": "user", "content": "lamp " * 21_000}]}, "messages"),
     ({"messages": [{"role": "user", "content": "half a \ud800 pair"}]}, "messages.0.content"),
 ])
@@ -258,6 +262,7 @@ def test_hanging_up_ends_the_generation(studio: Studio) -> None:
         wait_for(lambda: not broker.keys("*:wanted:*"), "the wishes to be taken back")
 
 
+@pytest.mark.slow  # 264 clients; a busy machine takes longer than they wait
 def test_a_crowd_is_told_to_come_back_later(studio: Studio) -> None:
     async def one(client: openai.AsyncOpenAI) -> openai.OpenAIError:
         with pytest.raises(openai.OpenAIError) as raised:
@@ -266,11 +271,11 @@ def test_a_crowd_is_told_to_come_back_later(studio: Studio) -> None:
 
     async def crowd() -> list[openai.OpenAIError]:
         async with openai.AsyncOpenAI(base_url=f"{studio.url}/v1", api_key=studio.token, max_retries=0,
-                                      timeout=2) as client:
+                                      timeout=8) as client:
             return await asyncio.gather(*(one(client) for _ in range(MAX_WAITING + 8)))
 
     refused = [e for e in asyncio.run(crowd()) if isinstance(e, openai.RateLimitError)]
-    assert 4 <= len(refused) <= 8, "one is answered, MAX_WAITING wait"
+    assert 4 <= len(refused) <= 8, "MAX_WAITING are answered or wait"
     assert refused[0].code == "server_busy" and int(refused[0].response.headers["retry-after"]) > 0
     with studio.client(max_retries=4) as client:  # what SDKs do by default: wait, then try again
         client.chat.completions.create(model=NEW, messages=HELLO, temperature=0, max_tokens=1)
