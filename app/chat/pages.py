@@ -12,6 +12,7 @@ from sqlalchemy import select
 
 from app.auth.deps import User
 from app.chat import conversations
+from app.chat.messages import branch
 from app.chat.schemas import ConversationItem, ConversationOut
 from app.checkpoints import adapters, queries
 from app.core.db import Session, reading
@@ -92,11 +93,13 @@ def _page(request: Request, session: Session, user_id: str, checkpoint_id: str |
     choices = choices_for(session, checkpoint_id, adapter_id)
     rows, cursor = conversations.own(session, user_id, Paging(limit=CONVERSATIONS_LISTED))
     kept = [ConversationItem.of(row) for row in rows]
-    view = {"conversation": talk and talk.model_dump(mode="json"),
+    continues_text = talk.mode == "text" if talk and talk.mode else choices.continues_text
+    view = {"conversation": talk and talk.model_dump(mode="json"), "user_id": user_id,
             "checkpoints": [choice.model_dump(mode="json") for choice in choices.listed],
             "checkpoint_id": choices.chosen and choices.chosen.id,
             "adapter_checkpoint_id": choices.adapter and choices.adapter.id}
-    return page(request, "pages/chat.html", talk=talk, kept=kept, cursor=cursor, choices=choices, view=view)
+    return page(request, "pages/chat.html", talk=talk, kept=kept, cursor=cursor, choices=choices, view=view,
+                said=branch(talk.messages, talk.head) if talk else [], continues_text=continues_text)
 
 
 def choices_for(session: Session, wanted: str | None, wanted_adapter: str | None = None) -> Choices:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import redis.asyncio
+from pydantic import ValidationError
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from app.chat.reply_reader import ReplyReader, Signs, Waiting
+from app.chat.request_writer import RequestWriter
 from app.core import inference as protocol
 from app.core.errors import AppError
-from app.core.inference import GenerationRequest, Keys, Reply, Sampling
+from app.core.inference import GenerationRequest, Keys, Reply
 from app.core.logging import get_logger
 
 log = get_logger(__name__)
@@ -26,7 +27,6 @@ log = get_logger(__name__)
 START_GRACE_S = 15.0
 #: a living process takes a request off the stream within this time
 ACCEPT_WITHIN_S = 20.0
-_RENEW_EVERY_S = protocol.WANTED_TTL_S / 4
 
 
 #: status, code and seconds after which trying again may help, by ``protocol.ERROR_KINDS``
@@ -50,16 +50,6 @@ class InferenceError(AppError):
                          headers={"Retry-After": str(retry_after_s)} if retry_after_s else None)
 
 
-@dataclass
-class _Progress:
-    """What is known of one request."""
-
-    since: float = field(default_factory=time.monotonic)
-    heard_of_process: float = field(default_factory=time.monotonic)
-    renewed: float = field(default_factory=time.monotonic)
-    process: str | None = None  # that accepted it
-
-
 class InferenceClient:
     """One per web process. Methods belong to the event loop that first used them."""
 
@@ -68,10 +58,12 @@ class InferenceClient:
         # Reading blocks for a second at most; a broker that is silent for longer than the socket timeout is gone.
         self._broker = redis.asyncio.Redis.from_url(redis_url, socket_timeout=10, socket_connect_timeout=5,
                                                     retry=Retry(NoBackoff(), 1), max_connections=512)
-        self._farewells: set[asyncio.Task[None]] = set()
+        self._reader = ReplyReader(self._broker, self._keys)
+        self._writer = RequestWriter(self._broker, self._keys, self._reader.wake)
 
     async def close(self) -> None:
-        await asyncio.gather(*self._farewells, return_exceptions=True)
+        await self._reader.close()
+        await self._writer.close()
         await self._broker.aclose()
 
     async def status(self) -> dict[str, Any] | None:
@@ -82,94 +74,68 @@ class InferenceClient:
             return None
         return json.loads(raw) if raw else None
 
-    async def replies(self, checkpoint: str, *, adapter: str | None = None,
-                      messages: Sequence[dict[str, Any]] | None = None, prompt: str | None = None,
-                      open_thinking: bool = False, sampling: Sampling | None = None) -> AsyncGenerator[Reply, None]:
+    async def replies(self, checkpoint: str, **asked: Any) -> AsyncGenerator[Reply, None]:
         """Yield ``accepted``, maybe ``loading``, ``started``, ``delta``..., ``done``; raises ``InferenceError``.
 
-        ``checkpoint`` is an absolute directory from the database; so is ``adapter``, whose adapter is laid over it.
-        Closing the generator, or cancelling the task that reads it, ends the generation within a token.
+        ``checkpoint`` is an absolute directory from the database; ``asked`` are the other fields of a
+        ``GenerationRequest``, one of messages, prompt and prompt_ids among them. Closing the generator, or cancelling
+        the task that reads it, ends the generation within a token.
         """
-        request = GenerationRequest(id=secrets.token_urlsafe(16), checkpoint=checkpoint, adapter=adapter, prompt=prompt,
-                                    messages=list(messages) if messages is not None else None,
-                                    open_thinking=open_thinking, sampling=sampling or Sampling())
+        try:
+            request = GenerationRequest(id=secrets.token_urlsafe(16), checkpoint=checkpoint, **asked)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            param = ".".join(str(place) for place in problem["loc"]) or None
+            raise InferenceError("request", f"The model server does not take this request: {problem['msg']}.",
+                                 param=param) from None
+        waiting = self._reader.add(request.id)
         try:
             await self._submit(request)
-            progress, last_id = _Progress(), b"0"
-            while True:
-                entries = await self._read(request.id, last_id)
-                await self._check(request.id, progress, silent=not entries)
-                for entry_id, fields in entries:
-                    last_id = entry_id
-                    reply = Reply.from_fields(fields)
-                    if reply.type == "error":
-                        raise InferenceError(reply.kind or "internal", reply.message, param=reply.param)
-                    if reply.type == "accepted":
-                        progress.process = reply.process
-                    yield reply
-                    if reply.type == "done":
-                        return
+            async for reply in self._heard(waiting):
+                yield reply
         except RedisError as error:
             log.warning("broker_away", request=request.id, error=str(error))
             raise InferenceError("unavailable", "The message broker is away. Try again in a few seconds.") from error
         finally:
-            self._leave(request.id)
+            self._reader.remove(request.id)
+            self._writer.leave(request.id)
 
     async def _submit(self, request: GenerationRequest) -> None:
         fields = request.fields()
         if len(fields["json"]) > protocol.MAX_REQUEST_BYTES // 4:  # UTF-8 takes at most four bytes a character
-            raise InferenceError("request", "The conversation is too long for this server.", param="messages")
-        if await self._broker.xlen(self._keys.requests) >= protocol.MAX_WAITING:
+            what = "messages" if request.messages is not None else "prompt"
+            raise InferenceError("request", f"The field {what} is too long for this server.", param=what)
+        if not await self._writer.ask(request.id, fields):
             raise InferenceError("busy", f"{protocol.MAX_WAITING} requests already wait for the model server. "
                                          "Try again in a few seconds.")
-        async with self._broker.pipeline(transaction=True) as pipe:
-            pipe.set(self._keys.wanted(request.id), 1, ex=protocol.WANTED_TTL_S)
-            pipe.xadd(self._keys.requests, fields)
-            await pipe.execute()
 
-    async def _read(self, request_id: str, last_id: bytes) -> list[tuple[bytes, dict[bytes, bytes]]]:
-        """Replies after ``last_id``; waits a second for the first one."""
-        answer = await self._broker.xread({self._keys.reply(request_id): last_id}, count=200, block=1000)
-        if not answer:
-            return []
-        streams = answer.values() if isinstance(answer, dict) else [entries for _, entries in answer]
-        return [entry for entries in streams for entry in entries]
-
-    async def _check(self, request_id: str, progress: _Progress, *, silent: bool) -> None:
-        """Keep the request wanted, and notice when nobody can answer it any more."""
-        now = time.monotonic()
-        if not silent:
-            progress.heard_of_process = now
-            if now - progress.renewed < _RENEW_EVERY_S:
+    async def _heard(self, waiting: Waiting) -> AsyncIterator[Reply]:
+        """Replies as they come; raises ``InferenceError`` where one says so or nobody can send any, ``RedisError``."""
+        since = alive_at = time.monotonic()
+        while True:
+            event = await waiting.events.get()
+            now = time.monotonic()
+            if isinstance(event, RedisError):
+                raise event
+            if isinstance(event, Signs):
+                alive_at = now if event.alive else alive_at
+                self._raise_if_hopeless(event, waiting, since, alive_at)
+                continue
+            alive_at = now
+            if event.type == "error":
+                raise InferenceError(event.kind or "internal", event.message, param=event.param)
+            yield event
+            if event.type == "done":
                 return
-        alive_key = self._keys.process(progress.process) if progress.process else self._keys.heartbeat
-        async with self._broker.pipeline(transaction=False) as pipe:
-            pipe.expire(self._keys.wanted(request_id), protocol.WANTED_TTL_S)
-            pipe.exists(alive_key)
-            kept, alive = await pipe.execute()
-        progress.renewed = now
-        if alive:
-            progress.heard_of_process = now
-        if not silent:
-            return
-        if not kept:
+
+    def _raise_if_hopeless(self, signs: Signs, waiting: Waiting, since: float, alive_at: float) -> None:
+        now = time.monotonic()
+        if not signs.wanted:
             raise InferenceError("unavailable", "The message broker was restarted during this request. Try again.")
-        if progress.process and not alive:
+        if waiting.process and not signs.alive:
             raise InferenceError("unavailable", "The model server was restarted during this request. Try again.")
-        if now - progress.heard_of_process > START_GRACE_S:
+        if now - alive_at > START_GRACE_S:
             raise InferenceError("unavailable", "The model server is not running. It is started by `./studio up` or "
                                                 "`./studio inference`; its log says why it is away.")
-        if not progress.process and now - progress.since > ACCEPT_WITHIN_S:
+        if not waiting.process and now - since > ACCEPT_WITHIN_S:
             raise InferenceError("unavailable", "The model server does not take requests. Try again in a few seconds.")
-
-    def _leave(self, request_id: str) -> None:
-        """Tell the process that nobody listens; in a task of its own, because the present one may be cancelled."""
-        async def forget() -> None:
-            try:
-                await self._broker.delete(self._keys.wanted(request_id), self._keys.reply(request_id))
-            except RedisError as error:
-                log.info("wish_expires_by_itself", request=request_id, error=str(error))
-
-        task = asyncio.get_running_loop().create_task(forget())
-        self._farewells.add(task)
-        task.add_done_callback(self._farewells.discard)

@@ -28,6 +28,7 @@ from app.datasets.schemas import (
     PreviewRow,
     TokenCount,
     UploadFields,
+    VotesCreate,
 )
 from app.datasets.teacher_schemas import TeacherCreate
 
@@ -36,12 +37,15 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
 MAX_JSON_BYTES = 256 << 10
 MAX_INSPECTED_BYTES = 64 << 20
 _BODY = {"requestBody": {"required": True, "content": {
-    "application/json": {"schema": {"anyOf": [inlined_schema(DatasetCreate), inlined_schema(TeacherCreate)]}},
+    "application/json": {"schema": {"anyOf": [inlined_schema(DatasetCreate), inlined_schema(TeacherCreate),
+                                              inlined_schema(VotesCreate)]}},
     "multipart/form-data": {"schema": {
         "type": "object", "required": ["file"], "properties": {
             "file": {"type": "string", "format": "binary"}, "name": {"type": "string"},
             "layout": {"type": "string", "default": "auto"},
             "mapping": {"type": "string", "description": "JSON: what the columns mean, see docs/data.md"}}}}}}}
+_BODIES = {"starter": DatasetCreate, "teacher": TeacherCreate, "votes": VotesCreate}
+_CREATE = {DatasetCreate: service.create_starter, TeacherCreate: teacher.create, VotesCreate: service.create_votes}
 _INSPECT_BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": {
     "type": "object", "required": ["file"], "properties": {
         "file": {"type": "string", "format": "binary"}, "layout": {"type": "string", "default": "auto"},
@@ -50,8 +54,8 @@ _INSPECT_BODY = {"requestBody": {"required": True, "content": {"multipart/form-d
 
 @router.post("", status_code=201, response_model=DatasetOut, openapi_extra=_BODY)
 async def create_dataset(request: Request, user: User, key: KeyHeader = None) -> Response:
-    """Upload a file (multipart with ``file``), or (JSON) have the server write a part of the starter corpus, or have
-    a teacher answer questions.
+    """Upload a file (multipart with ``file``), or (JSON) have the server write a part of the starter corpus, have a
+    teacher answer questions, or make preference pairs of your votes.
 
     The answer comes at once with state ``importing``; a job then reads every row.
     """
@@ -60,7 +64,7 @@ async def create_dataset(request: Request, user: User, key: KeyHeader = None) ->
         return await _receive_file(request, user.user_id, route, key)
     asked, body = await _json_body(request)
     once = Once(user.user_id, route, key, hash_of(body))
-    create = teacher.create if isinstance(asked, TeacherCreate) else service.create_starter
+    create = _CREATE[type(asked)]
     return await run_in_threadpool(once.do, 201, lambda session: DatasetOut.of(create(session, user.user_id, asked)))
 
 
@@ -110,7 +114,7 @@ async def inspect_file(request: Request, user: User) -> Inspection:
         upload.discard()
 
 
-async def _json_body(request: Request) -> tuple[DatasetCreate | TeacherCreate, bytes]:
+async def _json_body(request: Request) -> tuple[DatasetCreate | TeacherCreate | VotesCreate, bytes]:
     if "json" not in request.headers.get("content-type", "").lower():
         raise AppError(415, "UNSUPPORTED_MEDIA_TYPE", "A dataset is sent as multipart/form-data or as JSON.",
                        hint='Upload a file as the part file, or send {"source": {"kind": "starter"}}.')
@@ -128,11 +132,11 @@ async def _json_body(request: Request) -> tuple[DatasetCreate | TeacherCreate, b
     kind = source.get("kind") if isinstance(source, dict) else None
     if kind in ("path", "hub", "modelscope"):
         raise Invalid(f"Datasets of the kind {kind} are not part of this version.", field="source.kind",
-                      hint="Upload a file, or use the kind starter or teacher.")
-    if isinstance(kind, str) and kind not in ("starter", "teacher"):
+                      hint="Upload a file, or use the kind starter, teacher or votes.")
+    if isinstance(kind, str) and kind not in _BODIES:
         raise Invalid(f"There is no kind of source named {kind[:60]!r}.", field="source.kind",
-                      hint="Use starter or teacher, or upload a file.")
-    return validated(TeacherCreate if kind == "teacher" else DatasetCreate, values), bytes(body)
+                      hint="Use starter, teacher or votes, or upload a file.")
+    return validated(_BODIES[kind] if isinstance(kind, str) else DatasetCreate, values), bytes(body)
 
 
 @router.get("")

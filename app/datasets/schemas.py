@@ -32,6 +32,19 @@ class DatasetCreate(RequestBody):
     source: StarterSource
 
 
+class VotesSource(RequestBody):
+    """Your own votes that name a better answer, as preference pairs."""
+
+    kind: Literal["votes"]
+
+
+class VotesCreate(RequestBody):
+    """A dataset of the layout dpo."""
+
+    name: Name | None = None
+    source: VotesSource
+
+
 class UploadFields(RequestBody):
     """What may stand beside ``file`` in the multipart body. ``mapping``: JSON text, see docs/data.md."""
 

@@ -6,11 +6,13 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func, select
 
+from app.chat.votes import Pairs
 from app.core.db import Session, now, reading, transaction
 from app.core.errors import Conflict, Invalid
 from app.core.logging import get_logger
@@ -27,6 +29,7 @@ from app.datasets.schemas import (
     PreviewRow,
     TokenCount,
     UploadFields,
+    VotesCreate,
 )
 from minimind.chat_format import encode_conversation, encode_pair
 from minimind.data import foreign
@@ -49,6 +52,8 @@ _READ = ("text", "question", "conversations", "chosen", "rejected")
 COUNTED_CHARS = 8_000_000
 #: an upload that nobody has written to for this long has lost its writer
 LEFT_AFTER_S = 24 * 3600.0
+_NO_PAIRS = ("Compare two answers in chat and say which one is better. Ties, equal answers and continued texts give "
+             "nothing to learn from.")
 _COUNTED_AT_ONCE, _CHARS_AT_ONCE = 500, 1_000_000
 
 
@@ -68,6 +73,28 @@ def create_upload(session: Session, user_id: str, asked: UploadFields, file: Upl
     mapping = read_mapping(asked.mapping)
     return _enqueue(session, user_id, asked.name or file.filename, source, asked.layout,
                     {"upload_path": str(file.path), "starter": None, "mapping": mapping or None})
+
+
+def create_votes(session: Session, user_id: str, asked: VotesCreate) -> Dataset:
+    """The user's votes as a file of preference pairs, which is then imported as an upload is. Raises ``Invalid`` where
+    there is none."""
+    pairs = Pairs(session, user_id)
+    path = get_settings().uploads_dir / new_id()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.writelines(pairs.lines())
+        if not pairs.made:
+            left_out = sum(pairs.left_out.values())
+            raise Invalid(f"None of your {left_out} votes gives a pair to learn from." if left_out else
+                          "You have not voted for any answer yet.", field="source", hint=_NO_PAIRS)
+        day = datetime.fromtimestamp(now(session), UTC).date()
+        source = {"kind": "votes", "filename": "votes.jsonl", "pairs": pairs.made, "left_out": dict(pairs.left_out)}
+        return _enqueue(session, user_id, asked.name or f"votes {day}, {pairs.made} pairs", source, "dpo",
+                        {"upload_path": str(path), "starter": None})
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def read_mapping(text: str | None) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def test_without_a_model_it_leads_to_the_first_one(api: Api) -> None:
     assert "chat-notices" in [tag for tag, _ in page.tags], "a failed renaming is said here too"
     assert "/start" in [a.get("href") for _, a in page.tags if a.get("class") == "button primary"]
     assert view_of(page) == {"conversation": None, "checkpoints": [], "checkpoint_id": None,
-                             "adapter_checkpoint_id": None}
+                             "adapter_checkpoint_id": None, "user_id": "local"}
     assert not [a for _, a in page.tags if a.get("id") == "chat-text"]
     assert ("link", {"rel": "alternate", "type": "application/json", "href": "/api/v1/conversations"}) in page.tags
 
@@ -158,7 +158,8 @@ def test_a_kept_conversation_is_there_before_any_script(api: Api) -> None:
     text = "".join(page.text)
     assert "Where is Anna?" in text and "In **Lisbon**." in text
     assert chosen(page) == checkpoint and view_of(page)["conversation"] == talk
-    links = [a for tag, a in page.tags if tag == "a" and a["href"].startswith("/chat/")]
+    kept = {f"/chat/{other['id']}", f"/chat/{talk['id']}"}
+    links = [a for tag, a in page.tags if tag == "a" and a["href"] in kept]
     assert [a["href"] for a in links] == [f"/chat/{other['id']}", f"/chat/{talk['id']}"]
     assert [a.get("aria-current") for a in links] == [None, "page"]
     api.http.patch(f"/api/v1/conversations/{talk['id']}", json={"checkpoint_id": "gone"})

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from app.chat import schemas
+from app.chat import messages
 from app.core.db import reading, transaction
 from app.core.models import Conversation, User
 from tests.app.conftest import Api
@@ -16,8 +16,8 @@ from tests.app.test_runs import problems
 HI = {"role": "user", "content": "Hello there\nsecond line"}
 ANSWER = {"role": "assistant", "content": "Good day.", "finish_reason": "stop", "checkpoint_id": "abc",
           "usage": {"prompt_tokens": 7, "completion_tokens": 3}, "created_at": "2026-01-31T12:00:00.250Z"}
-EMPTY = {"finish_reason": None, "checkpoint_id": None, "adapter_checkpoint_id": None, "usage": None,
-         "created_at": None}
+EMPTY = dict.fromkeys(("reasoning", "tool_calls", "tool_call_id", "name", "is_error", "finish_reason", "checkpoint_id",
+                       "adapter_checkpoint_id", "usage", "speed", "created_at"))
 
 
 def new(api: Api, **body: object) -> dict:
@@ -34,15 +34,19 @@ def test_a_conversation_is_kept_as_it_was_said(api: Api) -> None:
     said = [HI, ANSWER, {"role": "user", "content": "\t🦊 ünï\r\n\x1b[31m \u2028 <b>"}]
     made = new(api, checkpoint_id="abc", system="Be kind.\n", messages=said,
                sampling={"temperature": 0.5, "top_p": 1, "top_k": 0, "max_tokens": 64, "seed": -3})
-    assert made["messages"] == [EMPTY | m for m in said]
-    assert made["sampling"] == {"temperature": 0.5, "top_p": 1, "top_k": 0, "max_tokens": 64, "seed": -3}
+    ids = ["m000000", "m000001", "m000002"]
+    assert made["messages"] == [EMPTY | {"id": id, "parent_id": parent} | m
+                                for id, parent, m in zip(ids, [None, *ids], said, strict=False)], "read as a chain"
+    assert (made["head"], made["mode"]) == (ids[-1], None)
+    assert {k: v for k, v in made["sampling"].items() if v is not None} == {
+        "temperature": 0.5, "top_p": 1, "top_k": 0, "max_tokens": 64, "seed": -3}
     assert (made["system"], made["checkpoint_id"], made["version"], made["message_count"]) == (
         "Be kind.\n", "abc", 1, 3)
     assert made["created_at"] == made["updated_at"] and made["created_at"].endswith("Z")
     assert api.get(f"/conversations/{made['id']}").json() == made
     assert api.get("/conversations").json() == {"next_cursor": None, "items": [
-        {k: made[k] for k in ("id", "title", "checkpoint_id", "adapter_checkpoint_id", "message_count", "version",
-                              "created_at", "updated_at")}]}
+        {k: made[k] for k in ("id", "title", "checkpoint_id", "adapter_checkpoint_id", "mode", "message_count",
+                              "version", "created_at", "updated_at")} | {"excerpt": None}]}
     nothing = new(api)
     assert (nothing["title"], nothing["messages"], nothing["system"], nothing["checkpoint_id"]) == ("", [], "", None)
     assert set(nothing["sampling"].values()) == {None}
@@ -134,7 +138,21 @@ def test_the_same_post_twice_is_one_conversation(api: Api) -> None:
 
 
 @pytest.mark.parametrize("body, field", [
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+    ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0"),
+    ({"messages": [{"role": "user", "content": "x", "reasoning": "y"}]}, "messages.0"),
+    ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages.0"),
+    ({"messages": [{"role": "user", "content": "x", "id": "short"}]}, "messages.0.id"),
+    ({"messages": [{"role": "user", "content": "x", "parent_id": "aaaaaa"}]}, "messages"),
+    ({"messages": [{"role": "user", "content": "x", "id": "aaaaaa", "parent_id": "aaaaaa"}]}, "messages"),
+    ({"messages": [{"role": "user", "content": "x", "id": "aaaaaa"}] * 2}, "messages"),
+    ({"messages": [{"role": "user", "content": "x", "id": "aaaaaa"}, {"role": "user", "content": "y"}]}, "messages"),
+    ({"messages": [{"role": "user", "content": "x", "id": "aaaaaa", "parent_id": "bbbbbb"},
+                   {"role": "user", "content": "y", "id": "bbbbbb"}]}, "messages"),
+    ({"messages": [{"role": "user", "content": "x", "id": "aaaaaa"}], "head": "bbbbbb"}, "head"),
+    ({"head": "bbbbbb"}, "head"), ({"mode": "sing"}, "mode"), ({"sampling": {"stop": [""]}}, "sampling.stop.0"),
+    ({"sampling": {"min_p": 2}}, "sampling.min_p"), ({"sampling": {"repetition_penalty": 0}},
+                                                     "sampling.repetition_penalty"),
     ({"messages": [{"role": "user"}]}, "messages.0.content"),
     ({"messages": [{"role": "user", "content": 7}]}, "messages.0.content"),
     ({"messages": [{"role": "user", "content": "x" * 100_001}]}, "messages.0.content"),
@@ -173,7 +191,7 @@ def test_half_a_surrogate_pair_is_refused_with_a_sentence(api: Api) -> None:
 
 def test_as_much_as_fits_is_kept(api: Api) -> None:
     message = {"role": "user", "content": "x" * 1900}
-    made = new(api, messages=[message] * schemas.MAX_MESSAGES)
+    made = new(api, messages=[message] * messages.MAX_MESSAGES)
     assert made["message_count"] == 1000 and len(json.dumps(made["messages"])) > 1_900_000
     assert api.get(f"/conversations/{made['id']}").json() == made
 
@@ -185,3 +203,68 @@ def test_an_adapter_is_chosen_kept_and_taken_away(api: Api) -> None:
     assert patch(api, made["id"], title="Mine").json()["adapter_checkpoint_id"] == "def", "what is not said stays"
     assert patch(api, made["id"], adapter_checkpoint_id=None).json()["adapter_checkpoint_id"] is None
     assert patch(api, made["id"], adapter_checkpoint_id="no id!").status_code == 422
+
+
+def node(id: str, parent: str | None, role: str, content: str, **more: object) -> dict:
+    return {"id": id, "parent_id": parent, "role": role, "content": content, **more}
+
+
+TREE = [node("aaaaaa", None, "user", "One?"), node("bbbbbb", "aaaaaa", "assistant", "1"),
+        node("cccccc", "aaaaaa", "assistant", "", reasoning="hm", finish_reason="tool_calls",
+             tool_calls=[{"id": "call_1", "name": "calc", "arguments": "{}"}],
+             speed={"tokens_per_s": 9.5, "first_token_s": 0.1}),
+        node("dddddd", "cccccc", "tool", "2", tool_call_id="call_1", name="calc", is_error=False)]
+
+
+def test_branches_are_kept(api: Api) -> None:
+    made = new(api, messages=TREE, head="bbbbbb", mode="text")
+    assert (made["head"], made["mode"], made["message_count"]) == ("bbbbbb", "text", 4)
+    assert [{k: v for k, v in m.items() if v is not None} for m in made["messages"]] == [
+        {k: v for k, v in m.items() if v is not None} for m in TREE]
+    turned = patch(api, made["id"], head="dddddd").json()
+    assert (turned["head"], turned["version"]) == ("dddddd", 2) and turned["messages"] == made["messages"]
+    assert patch(api, made["id"], head="zzzzzz").status_code == 422
+    assert patch(api, made["id"], messages=TREE[:2]).json()["head"] == "bbbbbb", "else the last one is shown"
+    assert patch(api, made["id"], messages=[]).json()["head"] is None
+    assert patch(api, made["id"], mode=None).json()["mode"] is None
+
+
+def found(client, q: str) -> list[tuple[str, str | None]]:
+    items = client.get("/api/v1/conversations", params={"q": q}).json()["items"]
+    return [(c["title"], c["excerpt"]) for c in items]
+
+
+def test_what_was_said_is_found(api: Api) -> None:
+    new(api, title="Straße", messages=[HI, ANSWER])
+    new(api, title="中文", messages=[{"role": "user", "content": "x" * 500 + " 今天天气很好 100%_sure"}])
+    assert found(api.http, "STRASSE") == [("Straße", None)]
+    assert found(api.http, "good day") == [("Straße", "Good day.")]
+    assert found(api.http, "good night") == []
+    assert found(api.http, "天气")[0][0] == "中文" and "天天气很" in found(api.http, "天气")[0][1]
+    assert [t for t, _ in found(api.http, "0%_s")] == ["中文"] and found(api.http, "0_%s") == []
+    assert len(found(api.http, "  ")) == 2
+    assert found(api.as_role("vera", "viewer"), "good") == []
+    with transaction() as session:
+        session.query(Conversation).update({"search_text": ""})
+    assert [t for t, _ in found(api.http, "天气")] == ["中文"], "one from before there was a search"
+    id = api.get("/conversations", q="天气").json()["items"][0]["id"]
+    patch(api, id, title="Renamed")
+    assert [t for t, _ in found(api.http, "renamed")] == ["Renamed"]
+
+
+def test_presets_are_their_users_own(api: Api) -> None:
+    made = api.post("/chat/presets", {"name": "Poet", "system": "Rhyme.", "sampling": {"temperature": 1.5}})
+    assert made.status_code == 201 and made.json()["sampling"]["temperature"] == 1.5
+    id = made.json()["id"]
+    taken = api.post("/chat/presets", {"name": "Poet"})
+    assert taken.status_code == 409 and taken.json()["error"]["field"] == "name"
+    viewer = api.as_role("vera", "viewer")
+    hers = viewer.post("/api/v1/chat/presets", json={"name": "Poet"})
+    assert hers.status_code == 201
+    path = f"/api/v1/chat/presets/{id}"
+    assert viewer.patch(path, json={"name": "x"}).status_code == viewer.delete(path).status_code == 404
+    assert [p["id"] for p in viewer.get("/api/v1/chat/presets").json()["items"]] == [hers.json()["id"]]
+    changed = api.http.patch(path, json={"name": "Bard", "sampling": {"seed": 1}}).json()
+    assert (changed["name"], changed["system"], changed["sampling"]["seed"]) == ("Bard", "Rhyme.", 1)
+    assert api.http.delete(path).status_code == 204
+    assert api.get("/chat/presets").json()["items"] == []
