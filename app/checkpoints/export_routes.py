@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
-from fastapi.responses import FileResponse, StreamingResponse
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
 
 from app.auth.deps import User
 from app.checkpoints import exports
@@ -13,7 +15,7 @@ from app.core import damage
 from app.core.db import reading, transaction
 from app.core.errors import NotFound
 from app.core.once import Post
-from app.core.rest import Read
+from app.core.rest import Page, PagingQuery, Read, is_id
 
 router = APIRouter(tags=["exports"])
 
@@ -23,6 +25,15 @@ def export_checkpoint(id: str, asked: ExportCreate, post: Post):
     """Write a checkpoint for other programs. Asked again, the export that is there is the answer."""
     damage.look(id)
     return post.do(202, lambda session: ExportOut.of(exports.create(session, post.user_id, id, asked)))
+
+
+@router.get("/exports")
+def list_exports(session: Read, paging: PagingQuery,
+                 checkpoint_id: Annotated[str | None, Query(max_length=64)] = None) -> Page[ExportOut]:
+    if checkpoint_id is not None and not is_id(checkpoint_id):
+        return Page(items=[], next_cursor=None)
+    rows, cursor = exports.list_exports(session, paging, checkpoint_id)
+    return Page(items=[ExportOut.of(job) for job in rows], next_cursor=cursor)
 
 
 @router.get("/exports/{id}")
@@ -45,6 +56,13 @@ def download_export(id: str) -> Response:
         raise NotFound("The files of this export are no longer there.", hint="Make it again.") from error
     return StreamingResponse(stream.blocks(), media_type="application/zip", headers={
         "Content-Disposition": f'attachment; filename="{path.name}.zip"'})
+
+
+@router.get("/exports/{id}/modelfile", response_class=PlainTextResponse)
+def download_modelfile(id: str, session: Read) -> PlainTextResponse:
+    """What ``ollama create NAME -f FILE`` reads, to be put beside the GGUF file."""
+    name, text = exports.modelfile_of(exports.get(session, id))
+    return PlainTextResponse(text, headers={"Content-Disposition": f'attachment; filename="{name}"'})
 
 
 @router.delete("/exports/{id}", status_code=204)

@@ -9,55 +9,100 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 from sqlalchemy import select
+from sqlalchemy.orm import joinedload
 
 from app.checkpoints.adapters import STAGE, facts_of, misfit
 from app.core.db import Session
 from app.core.errors import Conflict, Invalid, NotFound
 from app.core.models import Checkpoint, Job
 from app.core.queue import enqueue_job
-from app.core.rest import RequestBody, find, get_or_404, is_id, rfc3339
+from app.core.rest import Paging, RequestBody, find, get_or_404, is_id, newest_first, rfc3339
 from app.core.settings import get_settings
 
 KIND = "checkpoint_export"
 Format = Literal["hf", "gguf", "pth", "merged", "peft", "minimind_lora"]
+Quantization = Literal["f32", "f16", "q8_0"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 #: what can be made of adapters alone
 OF_ADAPTERS = ("peft", "minimind_lora")
 #: exports that are looked at for one that is there already
 LOOKED_AT = 500
+#: what the name of a file ends with; of a folder nothing
+_SUFFIXES = {"gguf": ".gguf", "pth": ".pth", "minimind_lora": ".pth"}
 _STATES = {"queued": "running", "running": "running", "completed": "ready"}
 
 
 class ExportCreate(RequestBody):
-    """``hf``: a Hugging Face folder; ``pth``: upstream MiniMind's file. Of the stage lora both are the base with the
-    adapter in it, which is ``merged`` (as a folder); ``peft`` and ``minimind_lora`` are the adapter alone."""
+    """``hf``: a Hugging Face folder with a model card; ``gguf``: a file for llama.cpp and ollama; ``pth``: upstream
+    MiniMind's file. Of the stage lora these are the base with the adapter in it, which is ``merged`` (as a folder);
+    ``peft`` and ``minimind_lora`` are the adapter alone."""
 
     format: Format
+    quantization: Quantization | None = Field(None, description="gguf alone: how a weight is stored. Default: f16.")
+    dtype: Dtype | None = Field(None, description="hf and merged alone: type of the weights. Default: float32.")
     base_checkpoint_id: str | None = Field(None, max_length=64, description=(
         "For an adapter that becomes part of a model: another model than its own base."))
 
 
+class Command(BaseModel):
+    tool: str
+    text: str
+
+
 class ExportOut(BaseModel):
-    """``path`` is a directory for ``hf``, ``merged`` and ``peft``, a file for ``pth`` and ``minimind_lora``; null until
-    the state is ``ready``. ``progress`` is the job's ``{done, total, unit, message}``."""
+    """``path`` is a directory for ``hf``, ``merged`` and ``peft``, a file for ``gguf``, ``pth`` and ``minimind_lora``;
+    null until the state is ``ready``. ``name``: the file's or the folder's. ``seconds``: what making it took.
+    ``progress`` is the job's ``{done, total, unit, message}``. ``commands``: what to
+    type where the file was put, ``[{tool, text}]``. ``modelfile``: ollama's, of a ``gguf`` file."""
 
     id: str
     checkpoint_id: str
     format: Format
+    name: str
     state: Literal["running", "ready", "failed"]
     path: str | None
     bytes: int | None
     error: dict | None
     base_checkpoint_id: str | None
+    quantization: Quantization | None
+    dtype: Dtype | None
+    commands: list[Command]
+    modelfile: str | None
     progress: dict
+    seconds: float | None
     created_at: str
 
     @classmethod
     def of(cls, job: Job) -> ExportOut:
         made = job.result or {}
         return cls(id=job.id, checkpoint_id=job.payload["checkpoint_id"], format=job.payload["format"],
+                   name=file_name(job),
                    state=_STATES.get(job.state, "failed"), path=made.get("path"), bytes=made.get("bytes"),
-                   error=job.error, base_checkpoint_id=job.payload["base_checkpoint_id"], progress=job.progress,
+                   error=job.error, quantization=job.payload.get("quantization"), dtype=job.payload.get("dtype"),
+                   commands=made.get("commands") or [], modelfile=made.get("modelfile"),
+                   base_checkpoint_id=job.payload["base_checkpoint_id"], progress=job.progress,
+                   seconds=job.ended_at - job.started_at if made and job.started_at and job.ended_at else None,
                    created_at=rfc3339(job.created_at))
+
+
+def file_name(job: Job) -> str:
+    """What the export is called on the disk of whoever downloads it; of a folder, without ``.zip``."""
+    return job.payload["name"] + _SUFFIXES.get(job.payload["format"], "")
+
+
+def list_exports(session: Session, paging: Paging, checkpoint_id: str | None = None) -> tuple[list[Job], str | None]:
+    """Newest first, those that are being made and those that failed too."""
+    query = select(Job).where(Job.kind == KIND)
+    if checkpoint_id is not None:
+        query = query.where(Job.payload["checkpoint_id"].as_string() == checkpoint_id)
+    return newest_first(session, query, Job, paging)
+
+
+def checkpoints_of(session: Session, jobs: list[Job]) -> dict[str, Checkpoint]:
+    """The checkpoints that were exported, by id, with their runs; those that are no longer known are left out."""
+    ids = {job.payload["checkpoint_id"] for job in jobs}
+    rows = session.scalars(select(Checkpoint).where(Checkpoint.id.in_(ids)).options(joinedload(Checkpoint.run)))
+    return {row.id: row for row in rows}
 
 
 def create(session: Session, user_id: str, checkpoint_id: str, asked: ExportCreate) -> Job:
@@ -67,16 +112,34 @@ def create(session: Session, user_id: str, checkpoint_id: str, asked: ExportCrea
     _check_is_ready(row)
     base = _checked(session, row, asked)
     said = {"checkpoint_id": row.id, "base_checkpoint_id": base.id if base else None, "format": asked.format}
-    for job in session.scalars(select(Job).where(Job.kind == KIND, Job.state.in_(tuple(_STATES)))
+    said |= _details(asked)
+    for job in session.scalars(select(Job).where(Job.kind == KIND, Job.state.in_(tuple(_STATES)), ~Job.cancel_wanted)
                                .order_by(Job.created_at.desc()).limit(LOOKED_AT)):
-        if said.items() <= job.payload.items() and (job.result is None or Path(job.result["path"]).exists()):
+        if said.items() <= _asked(job).items() and (job.result is None or Path(job.result["path"]).exists()):
             return job
     stands_on = find(session, Checkpoint, row.run.base_checkpoint_id)
-    payload = said | {"name": _file_name(row), "base_name": _file_name(stands_on) if stands_on else "base"}
+    # two files of one checkpoint may lie in one folder, each with its Modelfile
+    name = _file_name(row) + (f"-{said['quantization']}" if said["quantization"] else "")
+    payload = said | {"name": name, "base_name": _file_name(stands_on) if stands_on else "base"}
     job = enqueue_job(session, KIND, payload, user_id=user_id)
     job.payload = {**payload, "export_id": job.id}
     session.flush()
     return job
+
+
+def _details(asked: ExportCreate) -> dict:
+    """How the weights are stored. Raises ``Invalid`` where a format has no such choice."""
+    for name, formats in (("quantization", ("gguf",)), ("dtype", ("hf", "merged"))):
+        if getattr(asked, name) is not None and asked.format not in formats:
+            raise Invalid(f"{name} belongs to the format {' and '.join(formats)}.", field=name, hint="Leave it out.")
+    return {"quantization": (asked.quantization or "f16") if asked.format == "gguf" else None,
+            "dtype": (asked.dtype or "float32") if asked.format in ("hf", "merged") else None}
+
+
+def _asked(job: Job) -> dict:
+    """The payload of a job, also of one from before there was a choice of types."""
+    return {"quantization": None, "dtype": "float32" if job.payload["format"] in ("hf", "merged") else None,
+            **job.payload}
 
 
 def _check_is_ready(row: Checkpoint) -> None:
@@ -90,9 +153,6 @@ def _checked(session: Session, row: Checkpoint, asked: ExportCreate) -> Checkpoi
     """The base that the adapter becomes part of, where another one than its own is asked for."""
     facts = facts_of(row)
     is_adapter = row.stage == STAGE if facts is None else facts.is_adapter
-    if asked.format == "gguf":
-        raise Invalid("Exporting to GGUF is not built yet.", field="format",
-                      hint="Export a Hugging Face folder (hf): llama.cpp converts it.")
     if asked.format in OF_ADAPTERS and not is_adapter:
         raise Invalid(f"This checkpoint is a whole model, and {asked.format} is a format for adapters.", field="format",
                       hint="Use hf or pth.")
@@ -134,6 +194,14 @@ def made_by(job: Job) -> Path:
     if not path.exists():
         raise NotFound("The files of this export are no longer there.", hint="Make it again.")
     return path
+
+
+def modelfile_of(job: Job) -> tuple[str, str]:
+    """Name and text of ollama's Modelfile. Raises ``NotFound`` for what ollama does not read."""
+    text = (job.result or {}).get("modelfile")
+    if text is None:
+        raise NotFound("This export has no Modelfile.", hint="Exports of the format gguf have one, once they are made.")
+    return f"{job.payload['name']}.Modelfile", text
 
 
 def remove(session: Session, job: Job) -> None:

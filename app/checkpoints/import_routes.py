@@ -25,7 +25,7 @@ router = APIRouter(prefix="/checkpoints", tags=["checkpoints"])
 _BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": {
     "type": "object", "required": ["file"], "properties": {
         "file": {"type": "array", "items": {"type": "string", "format": "binary"},
-                 "description": "A peft or Hugging Face folder's files, or one .pth, .zip or .tar."},
+                 "description": "A peft or Hugging Face folder's files, or one .gguf, .pth, .zip or .tar."},
         "name": {"type": "string"},
         "base_checkpoint_id": {"type": "string", "description": "The model that an adapter belongs to."},
         "tokenizer_id": {"type": "string", "description": "For weights that come without a tokenizer."}}}}}}}
@@ -33,8 +33,8 @@ _BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"
 
 @router.post("/import", status_code=202, response_model=JobOut, openapi_extra=_BODY)
 async def import_checkpoint(request: Request, user: User, key: KeyHeader = None) -> Response:
-    """Take in a model or an adapter: a peft folder, upstream's lora ``.pth``, a Hugging Face folder, a ``.pth`` of
-    weights, or a checkpoint downloaded from a studio. What it is, is seen from the files.
+    """Take in a model or an adapter: a peft folder, upstream's lora ``.pth``, a Hugging Face folder, a GGUF file, a
+    ``.pth`` of weights, or a checkpoint downloaded from a studio. What it is, is seen from the files.
 
     The job's ``result`` is ``{run_id, checkpoint_id, kind}`` once it is completed; ``kind`` is adapter or model.
     """

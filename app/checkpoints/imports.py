@@ -17,8 +17,10 @@ from app.core.settings import get_settings
 from app.core.upload import Upload
 
 KIND = "checkpoint_import"
-PICKLES, ARCHIVES = (".pth", ".pt"), (".zip", ".tar")
-SUFFIXES = (".json", ".safetensors", ".bin", ".jinja", ".txt", ".md", *PICKLES, *ARCHIVES)
+#: a file that is a model by itself, and may have any name
+ALONE = (".pth", ".pt", ".gguf")
+ARCHIVES = (".zip", ".tar")
+SUFFIXES = (".json", ".safetensors", ".bin", ".jinja", ".txt", ".md", *ALONE, *ARCHIVES)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,150}")
 
 
@@ -78,6 +80,6 @@ def create(session: Session, user_id: str, asked: ImportFields, upload: Upload) 
 def stored_name(shown: str) -> str:
     """What a file is called on our disk: others look for some names, and a weights file may have any."""
     suffix = Path(shown).suffix.lower()
-    if suffix in (*PICKLES, *ARCHIVES) or not _NAME.fullmatch(shown):
+    if suffix in (*ALONE, *ARCHIVES) or not _NAME.fullmatch(shown):
         return f"weights{suffix}"
     return Path(shown).stem + suffix

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
+from app.checkpoints.sizes import export_bytes
 from app.core.models import Checkpoint
 from app.core.rest import rfc3339
 from minimind.events import finite
@@ -12,7 +13,8 @@ from minimind.events import finite
 class CheckpointOut(BaseModel):
     """A saved state of a run; ``path`` is its directory on the machine that trains. People know it by the run's name
     and the step. ``state`` is ``ready``, or ``corrupt`` with its ``problem`` as a sentence: such a one cannot be used.
-    ``save_s``: how long training waited for it, null where that is not known."""
+    ``save_s``: how long training waited for it, null where that is not known. ``export_bytes``: about how large each
+    export of it would be, by format (``pth``, ``hf:float32``, ``gguf:q8_0``)."""
 
     id: str
     run_id: str
@@ -29,6 +31,7 @@ class CheckpointOut(BaseModel):
     state: str
     problem: str | None
     save_s: float | None
+    export_bytes: dict[str, int]
     created_at: str
 
     @classmethod
@@ -37,4 +40,5 @@ class CheckpointOut(BaseModel):
             "id", "run_id", "stage", "attempt", "step", "tokens", "bytes", "path", "tokenizer_fingerprint", "state",
             "problem", "save_s")}
         return cls(**plain, run_name=row.run.name, loss=finite(row.loss), eval_loss=finite(row.eval_loss),
+                   export_bytes=export_bytes(row) if row.state == "ready" else {},
                    created_at=rfc3339(row.created_at))

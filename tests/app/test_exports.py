@@ -15,6 +15,7 @@ from app.core import queue
 from app.core.db import now, reading, transaction
 from app.core.models import Checkpoint, Job
 from tests.app.conftest import Api
+from tests.app.test_pages import assert_clean
 from tests.app.test_runs import new_run
 from tests.checkpoint_rig import make_adapter, make_checkpoint
 from tests.database_rig import HOST, add_host
@@ -100,6 +101,29 @@ def test_a_file_is_sent_as_it_is(api: Api, ended: dict, made: dict[str, Path]) -
     assert sent.headers["content-disposition"].endswith('filename="O-est-le-phare-step-20.pth"')
 
 
+@pytest.mark.parametrize("quantization", [None, "f32", "q8_0"])
+def test_a_gguf_file_with_what_runs_it(api: Api, ended: dict, made: dict[str, Path], quantization: str | None) -> None:
+    id = add(ended, made["base"])
+    body = {"format": "gguf"} | ({"quantization": quantization} if quantization else {})
+    export = ask(api, id, **body).json()
+    assert export["quantization"] == (quantization or "f16") and export["modelfile"] is None
+    assert work() == "completed"
+    export = api.get(f"/exports/{export['id']}").json()
+    assert export["state"] == "ready"
+    assert Path(export["path"]).name == f"O-est-le-phare-step-20-{quantization or 'f16'}.gguf"
+    assert [one["tool"] for one in export["commands"]] == ["ollama", "llama.cpp", "llama.cpp server"]
+    recipe = api.http.get(f"/api/v1/exports/{export['id']}/modelfile")
+    assert recipe.text == export["modelfile"] and recipe.headers["content-type"].startswith("text/plain")
+    assert recipe.headers["content-disposition"].endswith(f'filename="{Path(export["path"]).stem}.Modelfile"')
+    assert f"-f {Path(export['path']).stem}.Modelfile" in export["commands"][0]["text"]
+    assert export["modelfile"].startswith(f"FROM ./{Path(export['path']).name}\nTEMPLATE ")
+    sent = api.http.get(f"/api/v1/exports/{export['id']}/download").content
+    assert sent[:4] == b"GGUF" and len(sent) == export["bytes"]
+    assert ask(api, id, **body).json()["id"] == export["id"]
+    other = {"format": "gguf", "quantization": "f16" if quantization else "f32"}
+    assert ask(api, id, **other).json()["id"] != export["id"], "another file"
+
+
 def test_one_that_is_deleted_while_it_is_sent_comes_whole(api: Api, ended: dict, made: dict[str, Path]) -> None:
     export = ask(api, add(ended, made["base"]), format="hf").json()
     assert work() == "completed"
@@ -124,7 +148,7 @@ def test_one_that_failed_says_why(api: Api, ended: dict, made: dict[str, Path]) 
 
 
 @pytest.mark.parametrize("which, body, field, said", [
-    ("base", {"format": "gguf"}, "format", "not built yet"),
+    ("base", {"format": "gguf", "quantization": "q2_k"}, "quantization", "q8_0"),
     ("base", {"format": "zip"}, "format", "hf"),
     ("base", {}, "format", "missing"),
     ("base", {"format": "hf", "more": 1}, "more", ""),
@@ -146,14 +170,91 @@ def test_what_cannot_be_exported_is_said_at_once(api: Api, ended: dict, made: di
         assert session.query(Job).count() == 0
 
 
+@pytest.mark.parametrize("which", ["base", "adapter"])
+def test_sizes_are_told_before(api: Api, ended: dict, made: dict[str, Path], which: str, tmp_path: Path) -> None:
+    """Within some kilobytes (names, the model card) or a tenth of what is then made."""
+    id = add(ended, made[which], "lora" if which == "adapter" else "sft")
+    told = api.get(f"/checkpoints/{id}").json()["export_bytes"]
+    folder = "merged" if which == "adapter" else "hf"
+    assert set(told) == {f"{folder}:float32", f"{folder}:bfloat16", f"{folder}:float16", "gguf:f32", "gguf:f16",
+                         "gguf:q8_0", "pth", *(("peft", "minimind_lora") if which == "adapter" else ())}
+    for name in set(told) - {"minimind_lora"}:  # which has no place for what stands beside other matrices
+        format, _, how = name.partition(":")
+        body = {"format": format} | ({"quantization": how} if format == "gguf" else {"dtype": how} if how else {})
+        export = ask(api, id, **body).json()
+        assert work() == "completed"
+        made_of = api.get(f"/exports/{export['id']}").json()["bytes"]
+        assert abs(made_of - told[name]) < 12_000 + 0.1 * made_of, (name, told[name], made_of)
+    assert api.get(f"/checkpoints/{add(ended, Path('/nothing/there'), step=3)}").json()["export_bytes"] == {}
+    (unreadable := tmp_path / "unreadable" / "manifest.json").mkdir(parents=True)
+    odd = add(ended, unreadable.parent, step=4)
+    assert api.get(f"/checkpoints/{odd}").json()["export_bytes"] == {}
+    assert api.browser().get("/checkpoints").status_code == 200
+
+
+def test_they_are_listed_newest_first(api: Api, ended: dict, made: dict[str, Path]) -> None:
+    first, second = add(ended, made["base"]), add(ended, made["wide"], step=21)
+    ids = [ask(api, first, format="pth").json()["id"], ask(api, second, format="hf").json()["id"],
+           ask(api, first, format="gguf").json()["id"]]
+    assert [work(), work()] == ["completed"] * 2
+    page = api.get("/exports", limit=2).json()
+    assert [one["id"] for one in page["items"]] == ids[:0:-1] and page["next_cursor"]
+    [last] = api.get("/exports", limit=2, cursor=page["next_cursor"]).json()["items"]
+    assert (last["id"], last["name"], last["state"]) == (ids[0], "O-est-le-phare-step-20.pth", "ready")
+    assert 0 <= last["seconds"] < 60 and page["items"][0]["seconds"] is None
+    assert {one["id"] for one in api.get("/exports", checkpoint_id=first).json()["items"]} == {ids[0], ids[2]}
+    assert api.get("/exports", checkpoint_id="x'--").json()["items"] == []
+    assert api.get("/exports", checkpoint_id="a\0").json()["items"] == [], "PostgreSQL has no such text"
+
+    browser = api.browser()
+    page = assert_clean(browser.get("/exports").text)
+    assert [a["data-key"] for tag, a in page.tags if tag == "tr" and "data-key" in a] == ids[::-1]
+    text = " ".join("".join(page.text).split())
+    for said in ("O-est-le-phare-step-20-f16.gguf", "Hugging Face folder", "Où est / le phare?", "step 21",
+                 "vllm serve", "Waiting for a worker"):
+        assert said in text, said
+    links = [a.get("href") for tag, a in page.tags if tag == "a"]
+    assert f"/api/v1/exports/{ids[1]}/download" in links and f"/api/v1/exports/{ids[2]}/download" not in links
+    assert [a["data-cancel-job"] for tag, a in page.tags if "data-cancel-job" in a] == [ids[2]]
+    assert {a["data-delete"] for tag, a in page.tags if "data-delete" in a} == set(ids[:2])
+    assert work() == "completed"
+    page = assert_clean(browser.get("/exports", params={"part": "rows", "checkpoint_id": first}).text)
+    assert f"/api/v1/exports/{ids[2]}/modelfile" in [a.get("href") for tag, a in page.tags if tag == "a"]
+    viewer = api.as_role("looks", "viewer").get("/exports").text
+    assert "data-delete" not in viewer and f"/exports/{ids[1]}/download" in viewer
+
+
+def test_the_list_says_how_far_it_is_and_how_it_ended(api: Api, ended: dict, made: dict[str, Path]) -> None:
+    id = add(ended, made["base"])
+    export = ask(api, id, format="gguf").json()
+    with transaction() as session:
+        claimed = queue.claim_job(session, HOST)
+        job = session.get_one(Job, claimed[0])
+        job.started_at = now(session) - 90
+        job.progress = {"done": 90_000_000, "total": 100_000_000, "unit": "bytes", "message": "Writing the weights"}
+    text = " ".join(api.browser().get("/exports").text.split())
+    assert 'max="100000000" value="90000000"' in text and "90 MB of 100 MB" in text and "10 s left" in text
+    assert api.post(f"/jobs/{export['id']}/cancel").status_code == 202
+    assert "Cancelling" in api.browser().get("/exports").text
+    assert ask(api, id, format="gguf").json()["id"] != export["id"], "not the one that is on its way out"
+    assert jobs.execute(*claimed) == "cancelled"
+    text = api.browser().get("/exports").text
+    assert "It was cancelled." in text and "field-error" not in text
+    assert work() == "completed", "the one that was asked for again"
+    ask(api, add(ended, made["adapter"], "lora", step=0), format="minimind_lora")
+    assert work() == "failed"
+    assert "Upstream has adapters beside" in api.browser().get("/exports").text
+
+
 def test_those_that_are_not_there(api: Api, ended: dict, made: dict[str, Path]) -> None:
     assert ask(api, "nothing", format="hf").status_code == 404
     assert ask(api, add(ended, made["base"], state="deleted"), format="hf").status_code == 404
     assert ask(api, add(ended, made["base"], state="corrupt", step=21), format="hf").status_code == 409
-    for path in ("/exports/nothing", "/exports/..%2Fx", "/exports/nothing/download"):
+    for path in ("/exports/nothing", "/exports/..%2Fx", "/exports/nothing/download", "/exports/nothing/modelfile"):
         assert api.get(path).status_code == 404
     export = ask(api, add(ended, made["base"], step=22), format="pth").json()
     assert work() == "completed"
+    assert api.get(f"/exports/{export['id']}/modelfile").status_code == 404, "ollama reads no .pth"
     Path(api.get(f"/exports/{export['id']}").json()["path"]).unlink()
     assert api.get(f"/exports/{export['id']}/download").status_code == 404
     viewer = api.as_role("looks", "viewer")

@@ -99,6 +99,7 @@ def test_a_peft_folder_becomes_a_run_that_every_page_knows(api: Api, made: dict[
     ({}, {"name": "x"}, "file", "no file"),
     ({"notes.pdf": b"x"}, {}, "file", "notes.pdf is no file of a model"),
     ({"a.pth": b"x", "b.pth": b"x"}, {}, "file", "take each other's place: a.pth, b.pth"),
+    ({"a-00001-of-00002.gguf": b"x", "a-00002-of-00002.gguf": b"x"}, {}, "file", "take each other's place"),
     ({"a.pth": b"x"}, {"base_checkpoint_id": "nothing"}, "base_checkpoint_id", "no usable checkpoint"),
     ({"a.pth": b"x"}, {"tokenizer_id": "nothing"}, "tokenizer_id", "no usable tokenizer"),
     ({"a.pth": b"x"}, {"more": "x"}, "more", "no field of this name"),
@@ -121,7 +122,8 @@ def test_what_is_wrong_is_said_before_anything_is_read(api: Api, files: dict, fi
 
 @pytest.mark.parametrize("shown, stored", [
     ("config.json", "config.json"), ("model.SAFETENSORS", "model.safetensors"), ("Mein.PTH", "weights.pth"),
-    ("模型.safetensors", "weights.safetensors"), (".hidden.json", "weights.json"), ("a.TAR", "weights.tar")])
+    ("模型.safetensors", "weights.safetensors"), (".hidden.json", "weights.json"), ("a.TAR", "weights.tar"),
+    ("Qwen3 0.6B.GGUF", "weights.gguf")])
 def test_names_on_the_disk_are_ours(shown: str, stored: str) -> None:
     assert imports.stored_name(shown) == stored
 

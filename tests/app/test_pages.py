@@ -156,7 +156,7 @@ def test_every_page_needs_a_login(api: Api) -> None:
 def test_pages_name_their_twin(api: Api) -> None:
     browser = api.browser()
     new_run(api)
-    for path in ("/runs", "/checkpoints", "/system", "/api/docs", "/datasets"):
+    for path in ("/runs", "/checkpoints", "/exports", "/system", "/api/docs", "/datasets"):
         page = read(browser.get(path).text)
         twins = [a["href"] for t, a in page.tags if t == "link" and a.get("rel") == "alternate"]
         assert len(twins) == 1 and browser.get(twins[0]).headers["content-type"] == "application/json", path

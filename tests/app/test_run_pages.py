@@ -68,7 +68,7 @@ def test_the_list_filters_and_pages(api: Api) -> None:
     browser = api.browser()
     assert "Nothing has been trained here yet" in browser.get("/runs").text
     for number in range(55):
-        new_run(api, name=f"run {number}")
+        database_rig.add_run(name=f"run {number}")
     first = browser.get("/runs")
     rows = [a["data-key"] for t, a in read(first.text).tags if t == "tr" and "data-key" in a]
     assert len(rows) == 50 and "run 54" in first.text and "run 4<" not in first.text

@@ -26,7 +26,8 @@ def test_the_api_documents_itself(api: Api) -> None:
     runs = schema["paths"]["/api/v1/runs"]["post"]
     assert "RunCreate" in str(runs["requestBody"]) and "Idempotency-Key" in str(runs["parameters"])
     assert 'curl -X POST "http://127.0.0.1:8000/api/v1/runs"' in text and "Authorization: Bearer $TOKEN" in text
-    for word in ("run:ID", "pipeline:ID", "snapshot", "reset", "1013", "Idempotency-Key", "next_cursor", "problems"):
+    for word in ("run:ID", "pipeline:ID", "snapshot", "reset", "1013", "Idempotency-Key", "next_cursor", "problems",
+                 'base_url="http://127.0.0.1:8000/v1"', "reasoning_content", "json_schema"):
         assert word in text, word
     assert "`" not in text, "a backtick that did not become code"
     assert "/api/v1/openapi.json" in [a.get("href") for _, a in page.tags]
