@@ -1,9 +1,9 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { safeLink, toHtml } from "../../static/js/lib/markdown.js";
+import { safeLink, toBlocks, toHtml } from "../../static/js/lib/markdown.js";
 
 const ALLOWED = new Set(["p", "br", "hr", "strong", "em", "del", "code", "pre", "blockquote", "ul", "ol", "li", "h3", "h4", "h5",
-                         "h6", "table", "thead", "tbody", "tr", "th", "td", "a"]);
+                         "h6", "table", "thead", "tbody", "tr", "th", "td", "a", "span"]);
 
 /** Every tag that a browser would find; an unescaped < anywhere else fails too. */
 function tags(html) {
@@ -15,7 +15,7 @@ function assertHarmless(text) {
   const html = toHtml(text);
   for (const { name, attributes } of tags(html)) {
     assert.ok(ALLOWED.has(name), `${name} in ${html}`);
-    assert.match(attributes, /^(?: href="(?:https?:\/\/|mailto:)[^"<>]*"| start="\d+")? ?\/?$/, html);
+    assert.match(attributes, /^(?: href="(?:https?:\/\/|mailto:)[^"<>]*"| start="\d+"| class="[a-z -]*")? ?\/?$/, html);
   }
   return html;
 }
@@ -25,7 +25,7 @@ test("what people write in markdown is formatted", () => {
   assert.equal(toHtml("one\ntwo").trim(), "<p>one<br>two</p>");
   assert.match(assertHarmless("# Title\n\n- a\n- b\n\n3. c\n\n> q\n\n---\n\n~~no~~"), /<h3>Title<\/h3>[^]*<ul>[^]*<ol start="3">[^]*<blockquote>[^]*<hr>[^]*<del>/);
   assert.match(assertHarmless("|a|b|\n|-|:-:|\n|**1**|2|"), /<table>[^]*<th>a<\/th>[^]*<td><strong>1<\/strong><\/td>/);
-  assert.match(assertHarmless("```js\nif (a < b && c) {}\n```"), /<pre><code>if \(a &lt; b &amp;&amp; c\) \{\}<\/code><\/pre>/);
+  assert.match(assertHarmless("```js\nif (a < b && c) {}\n```"), /<pre><code class="language-javascript">if \(a &lt; b &amp;&amp; c\) \{\}<\/code><\/pre>/);
   assert.match(assertHarmless("- [x] done\n- [ ] open"), /☑ [^]*☐ /);
   assert.equal(toHtml("AT&amp;T &lt;b&gt; & &copy; 5 > 3").trim(), "<p>AT&amp;T &lt;b&gt; &amp; &copy; 5 &gt; 3</p>");
 });
@@ -81,4 +81,68 @@ test("what is too much or too deep is not formatted, and nothing hangs", () => {
     if (html !== null) tags(html);
   }
   assert.ok(performance.now() - began < 15_000, `${performance.now() - began} ms`);
+});
+
+test("code says its language where it is one of ours, and whether it has ended", () => {
+  const classOf = (text) => /<code(?: class="([^"]*)")?>/.exec(assertHarmless(text))[1] ?? "";
+  assert.equal(classOf("```py\nx\n```"), "language-python");
+  assert.equal(classOf("~~~C++\nx\n~~~~\n"), "language-cpp");
+  assert.equal(classOf("```py\nx"), "language-python unfinished");
+  assert.equal(classOf("```\nx"), "unfinished");
+  assert.equal(classOf("```py\nx\n``"), "language-python unfinished");
+  assert.equal(classOf("```brainf\nx\n```"), "");
+  assert.equal(classOf("    indented"), "");
+  for (const bad of ['py" onclick="alert(1)', "button primary", "__proto__", "constructor", "python unfinished x"]) {
+    assert.match(classOf(`\`\`\`${bad}\nx\n\`\`\``), /^(?:language-python)?$/, bad);
+  }
+});
+
+const formulas = (text) => [...assertHarmless(text).matchAll(/<span class="math( display)?">([^<]*)<\/span>/g)].map(
+  ([, display, tex]) => (display ? `D ${tex}` : tex));
+
+test("formulas are found, and stay text", () => {
+  assert.deepEqual(formulas("Let $x^2$ be \\(a_1 * b_1 * c\\), or \\[e = mc^2\\] and $$z$$."),
+                   ["$x^2$", "\\(a_1 * b_1 * c\\)", "D \\[e = mc^2\\]", "D $$z$$"]);
+  assert.deepEqual(formulas("$$\na\n= *b*\n$$\nafter\n\\[\n- c\n\\]"), ["D $$\na\n= *b*\n$$", "D \\[\n- c\n\\]"]);
+  assert.deepEqual(formulas("- item $a$\n\n| $b$ | c |\n|-|-|\n| d | $e$ |\n\n> **$f$** and ($g$), $h$-th"), ["$a$", "$b$", "$e$", "$f$", "$g$", "$h$"]);
+  assert.deepEqual(formulas("$\\$5$ and $1$ and $3{,}5\\ \\text{km}$"), ["$\\$5$", "$1$", "$3{,}5\\ \\text{km}$"]);
+});
+
+test("prices, variables and halves are no formulas", () => {
+  for (const text of ["It costs $5 and $10.", "$5-$10", "US$5 or A$6", "from $1,000 to $2,000", "$HOME/$USER", "$HOME and $PATH", "$ x$", "$x $",
+                      "$5 or maybe 6$", "`$x$`", "```\n$$x$$\n```", "\\$x\\$", "$$$$", "$$", "$a\nb$", "$$a", "\\(a", "\\[a\n\nb\\]", "a$b$c", "$x$5",
+                      "\\( \\)", `$${"x".repeat(2001)}$`]) {
+    assert.deepEqual(formulas(text), [], text.slice(0, 40));
+  }
+});
+
+test("HTML in formulas is text", () => {
+  for (const text of ["$<img src=x onerror=alert(1)>$", "\\(</span><script>alert(1)</script>\\)", '$$" onmouseover="alert(1)$$', "$$\n<svg onload=alert(1)>\n$$",
+                      "$\\href{javascript:alert(1)}{x}$", "\\[<math><mi xlink:href='javascript:alert(1)'>\\]", "$&lt;b&gt;$"]) {
+    assert.equal(formulas(text).length, 1, text);
+  }
+});
+
+test("the pieces together are the whole, and those before the end do not change while it grows", () => {
+  const text = "# T\n\none *two*\n\n- a\n- b\n\n```py\nx = 1\n```\n\n$$\na+b\n$$\n\n| a |\n|-|\n| b |\n\nlast";
+  assert.equal(toBlocks(text).length, 7);
+  let before = [];
+  for (let end = 1; end <= text.length; end += 1) {
+    const blocks = toBlocks(text.slice(0, end));
+    assert.equal(toHtml(text.slice(0, end)), blocks.join(""));
+    const settled = before.slice(0, -1);
+    assert.deepEqual(blocks.slice(0, settled.length), settled, text.slice(0, end));
+    before = blocks;
+  }
+});
+
+test("many marks of formulas are not formatted, and nothing hangs", () => {
+  const began = performance.now();
+  assert.equal(toHtml("$a$ ".repeat(400)), null);
+  for (const text of ["\\[".repeat(590), `${"\\[x\n".repeat(590)}`, `$$${"a".repeat(19_000)}`, `${"$a".repeat(590)}`, `${"$a b ".repeat(590)}`,
+                      `$${"\\".repeat(19_000)}`, `${"\n$$".repeat(590)}`, `${"\\(a".repeat(590)}${" ".repeat(900)}`]) {
+    const html = toHtml(text);
+    if (html !== null) tags(html);
+  }
+  assert.ok(performance.now() - began < 5000, `${performance.now() - began} ms`);
 });

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { chunks, completion, sseEvents, SseParser } from "../../static/js/lib/sse.js";
+import { addCallPieces, chunks, completion, sseEvents, SseParser, tokensOf } from "../../static/js/lib/sse.js";
 
 const bytes = (text) => new TextEncoder().encode(text);
 
@@ -120,4 +120,42 @@ test("refusals say why, and when to try again", async () => {
     throw new DOMException("stopped", "AbortError");
   };
   await assert.rejects(all(completion("/v1/x", {}, { fetch: stopped })), { name: "AbortError" });
+});
+
+test("thoughts, calls, tokens and times are parts of their own", async () => {
+  const token = { token: "Hi", logprob: -0.5, bytes: [72, 105], top_logprobs: [] };
+  const fetch = answer([
+    '{"choices":[{"delta":{"reasoning_content":"Hm"}}]}',
+    `{"choices":[{"delta":{"content":"Hi"},"logprobs":{"content":[${JSON.stringify(token)}]}}]}`,
+    '{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"c1","type":"function","function":{"name":"calc","arguments":""}}]}}]}',
+    '{"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"arguments":"{\\"term\\":"}}]}}]}',
+    '{"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"arguments":"1}"}},{"index":1,"id":"c2","function":{"name":"clock","arguments":"{}"}}]}}]}',
+    '{"choices":[{"delta":{},"logprobs":{"content":[]},"finish_reason":"tool_calls"}]}',
+    '{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2},"timings":{"queue_s":0,"tokens_per_s":12.5,"first_token_s":0.2}}', "[DONE]"]);
+  const parts = await all(completion("/v1/chat/completions", {}, { fetch }));
+  assert.deepEqual(parts, [
+    { open: true }, { reasoning: "Hm" }, { text: "Hi" }, { tokens: [token] },
+    { tool_calls: [{ index: 0, id: "c1", name: "calc" }] }, { tool_calls: [{ index: 0, arguments: '{"term":' }] },
+    { tool_calls: [{ index: 0, arguments: "1}" }, { index: 1, id: "c2", name: "clock", arguments: "{}" }] },
+    { finish_reason: "tool_calls" }, { usage: { prompt_tokens: 3, completion_tokens: 2 } },
+    { timings: { queue_s: 0, tokens_per_s: 12.5, first_token_s: 0.2 } }]);
+  const calls = [];
+  for (const part of parts) addCallPieces(calls, part.tool_calls ?? []);
+  assert.deepEqual(calls, [{ id: "c1", name: "calc", arguments: '{"term":1}' }, { id: "c2", name: "clock", arguments: "{}" }]);
+});
+
+test("pieces of calls that cannot be are left out", () => {
+  const calls = addCallPieces([], [{ index: 5, name: "x" }, { index: -1, name: "x" }, { index: "length", name: "x" }, { index: 0, arguments: "{}" }]);
+  assert.deepEqual(calls, [{ id: "call_0", name: "", arguments: "{}" }]);
+});
+
+test("the tokens of a continued text have the same shape", async () => {
+  const logprobs = { tokens: [" and", "?", "bytes:\\xc3\\xa9\\xe4"], token_logprobs: [-0.1, null, -3], text_offset: [0, 4, 5],
+                     top_logprobs: [{ " or": -2.5, " and": -0.1 }, null, { "bytes:\\xe4": -1 }] };
+  const fetch = answer([JSON.stringify({ choices: [{ text: " and?", logprobs }] }), "[DONE]"]);
+  const plain = (token, logprob) => ({ token, logprob, bytes: [...bytes(token)] });
+  assert.deepEqual((await all(completion("/v1/completions", {}, { fetch }))).slice(1), [{ text: " and?" }, { tokens: [
+    { ...plain(" and", -0.1), top_logprobs: [plain(" and", -0.1), plain(" or", -2.5)] }, { ...plain("?", null), top_logprobs: [] },
+    { token: "\ufffd", logprob: -3, bytes: [0xc3, 0xa9, 0xe4], top_logprobs: [{ token: "\ufffd", logprob: -1, bytes: [0xe4] }] }] }]);
+  for (const nothing of [undefined, {}, { logprobs: null }, { logprobs: { content: null } }, { logprobs: {} }]) assert.deepEqual(tokensOf(nothing), []);
 });

@@ -1,8 +1,9 @@
 // <chat-composer>: where a message is written and sent, and who answers it. Events: "chat-send" {text}, "chat-stop",
+// "chat-draft" {text},
 // "chat-choice" (another model, adapter or mode). `checkpoints`: those that can be chosen, by id.
 
 import { adaptersFor } from "../lib/conversation.js";
-import { h } from "../lib/dom.js";
+import { h, isComposing } from "../lib/dom.js";
 import { integer } from "../lib/format.js";
 import { t } from "../lib/i18n.js";
 
@@ -22,7 +23,10 @@ class ChatComposer extends HTMLElement {
       this.#submit();
     });
     this.field.addEventListener("keydown", (event) => this.#key(event));
-    this.field.addEventListener("input", () => this.#fit());
+    this.field.addEventListener("input", () => {
+      this.#fit();
+      this.#tell("chat-draft", { text: this.field.value });
+    });
     this.stop.addEventListener("click", () => this.#tell("chat-stop"));
     this.select.addEventListener("change", () => {
       this.choose(this.model, this.adapter);
@@ -100,6 +104,12 @@ class ChatComposer extends HTMLElement {
     this.#fit();
   }
 
+  /** What was typed before and not sent, where nothing new was. */
+  set draft(text) {
+    if (!this.field.value) this.field.value = text;
+    this.#fit();
+  }
+
   /** Somebody listens now. What was sent by an Enter before, when the field alone only began a new line, goes too. */
   begin({ hasFocus }) {
     this.choose(this.model, this.adapter); // another model may have been chosen before
@@ -110,8 +120,7 @@ class ChatComposer extends HTMLElement {
   }
 
   #key(event) {
-    // an Enter that picks a word of an input method is not meant for us; Safari says so only by its code
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
+    if (event.key !== "Enter" || event.shiftKey || isComposing(event)) return;
     if (event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
     this.#submit();

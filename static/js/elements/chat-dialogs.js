@@ -1,5 +1,6 @@
 // Renaming and deleting the open conversation: bindDialogs(page, {rename(title), remove()}).
 
+import { isComposing } from "../lib/dom.js";
 import { t } from "../lib/i18n.js";
 
 export function bindDialogs(page, { title, rename, remove }) {
@@ -14,6 +15,10 @@ export function bindDialogs(page, { title, rename, remove }) {
     }
     if (event.target.closest("[data-close]")) event.target.closest("dialog").close();
     else if (event.target.nodeName === "DIALOG" && isOutside(event)) event.target.close();
+  });
+  page.addEventListener("keydown", (event) => {
+    // Safari hands over the Enter that ends a word when the word has ended already, and would send the form
+    if (event.key === "Enter" && isComposing(event) && event.target.closest("dialog")) event.preventDefault();
   });
   page.querySelector("[data-rename]").addEventListener("submit", (event) => {
     const wanted = new FormData(event.target).get("title").replace(/\s+/g, " ").trim();

@@ -1,136 +1,195 @@
-// <chat-message>: one turn. Its text, how it ended, and what can be done with it. Events: "chat-again" {isFresh},
-// "chat-go-on", "chat-edit" {message, text}.
+// <chat-message>: one turn. Its thoughts, its text or its tokens, its calls of tools, how it ended, and what can be done
+// with it. Events: "chat-again" {message}, "chat-go-on", "chat-edit" {message, text}, "chat-tokens" {wanted}: from now on
+// answers are asked for with their tokens, or without (wantsTokens() and tokenOptions() of lib/token-chances.js say so).
 
 import "./copy-button.js";
-import { splitThoughts } from "../lib/conversation.js";
-import { h } from "../lib/dom.js";
-import { integer } from "../lib/format.js";
-import { t, tn } from "../lib/i18n.js";
-import { markdown } from "../lib/markdown.js";
+import "./formatted-text.js";
+import "./token-view.js";
+import "./tool-call.js";
+import { h, setText } from "../lib/dom.js";
+import { t } from "../lib/i18n.js";
+import { facts, partsOf, thoughtWords, timeThoughts } from "../lib/message-facts.js";
+import { setWantsTokens, wantsTokens } from "../lib/token-chances.js";
+import { editForm } from "./message-edit.js";
+
+const NAMES = { user: () => t("You"), assistant: () => t("Model"), tool: () => t("Tool") };
 
 class ChatMessage extends HTMLElement {
   /**
-   * @param {object} message see lib/conversation.js
+   * @param {object} message {role, content, reasoning, tool_calls: [{id, name, arguments}], tokens, usage, speed,
+   *   finish_reason}; of a tool {role: "tool", name, content, is_error}
    * @param {{plain: boolean, model: string, isLast: boolean, isLive: boolean, waiting: string, canGoOn: boolean,
-   *          isReadOnly: boolean, later: number}} view
+   *   canAsk: boolean, isReadOnly: boolean, later: number, results: object[], isRunning: boolean, extra: Element[]}} view
+   *   `canAsk`: another answer can be asked for in its place;
+   *   may leave out: `results`, the messages of tools that answer the calls (resultsOf() of lib/message-facts.js finds
+   *   them), shown beneath them instead of for themselves; `isRunning`, the tools are at work; `extra`, what else stands
+   *   among the actions.
    */
   show(message, view) {
+    if (this.message !== message) this.showsTokens = null; // as the reader wishes for all
     Object.assign(this, { message, view });
     this.className = `message ${message.role}`;
     this.setAttribute("aria-busy", String(view.isLive));
     if (this.isEdited) return;
-    const mine = message.role === "user";
     if (!this.said) {
       this.said = h("div.said");
+      this.calls = h("div.tool-calls");
       this.foot = h("div.message-foot");
-      this.replaceChildren(h("h2.visually-hidden", {}, mine ? t("You") : t("Model")), this.said, this.foot);
+      this.replaceChildren(h("h2.visually-hidden", {}, NAMES[message.role]?.() ?? message.role), this.said, this.calls, this.foot);
     }
-    this.#text();
-    this.foot.replaceChildren(...(view.isLive ? [this.#progress()] : mine ? this.#mine() : this.#answer()));
+    timeThoughts(message, view.isLive);
+    const asTokens = this.#isAsTokens();
+    this.said.hidden = asTokens && Boolean(message.tokens?.length);
+    if (!this.said.hidden || !view.isLive) this.#text(); // also unseen: what has been said is read out from there
+    this.#tokens(asTokens);
+    this.#calls();
+    this.#foot();
   }
 
   #text() {
     const { message, view } = this;
+    if (message.role === "tool") return;
     if (message.role === "user" || view.plain) {
       this.said.classList.add("as-is");
-      if (this.said.textContent !== message.content) this.said.textContent = message.content;
+      setText(this.said, message.content);
       return;
     }
-    const parts = splitThoughts(message.content);
+    const parts = partsOf(message, view.isLive);
     const old = [...this.said.children];
     parts.forEach((part, place) => {
-      const tag = part.thought ? "DETAILS" : "DIV";
+      const tag = part.thought ? "DETAILS" : "FORMATTED-TEXT";
       let box = old[place];
       if (box?.nodeName !== tag) {
-        const made = part.thought ? h("details.thoughts", {}, h("summary"), h("div")) : h("div.formatted");
+        const made = part.thought ? h("details.thoughts", {}, h("summary"), h("formatted-text")) : h("formatted-text.formatted");
         if (box) box.replaceWith(made);
         else this.said.append(made);
         box = made;
       }
-      if (part.thought) box.firstChild.textContent = part.isOpen && view.isLive ? t("Thinking…") : t("Thoughts");
-      const body = part.thought ? box.lastChild : box;
-      if (body.source !== part.text) {
-        body.replaceChildren(markdown(part.text));
-        body.source = part.text;
-      }
+      if (part.thought) setText(box.firstChild, thoughtWords(part, message, view.isLive));
+      (part.thought ? box.lastChild : box).show(part.text, view.isLive);
     });
     for (const extra of old.slice(parts.length)) extra.remove();
-    if (!parts.length && !view.isLive) this.said.append(h("p.muted", {}, t("The model said nothing.")));
-  }
-
-  #progress() {
-    return h("span.small.muted.chat-waiting", {}, this.view.waiting);
-  }
-
-  #mine() {
-    if (this.view.isReadOnly) return [];
-    return [this.#button(t("Edit"), t("Edit this message"), () => this.#edit())];
-  }
-
-  #answer() {
-    const { message, view } = this;
-    const copy = h("copy-button", { "data-text": message.content },
-      h("button.button.quiet.tiny", { type: "button", "aria-label": t("Copy this answer") }, t("Copy")));
-    const actions = message.content ? [copy] : [];
-    if (view.isLast && !view.isReadOnly) {
-      actions.push(this.#button(t("Answer again"), null, () => this.#tell("chat-again", { isFresh: true })));
-      if (view.canGoOn) actions.push(this.#button(t("Go on"), null, () => this.#tell("chat-go-on")));
+    if (!parts.length && !view.isLive && !message.tool_calls?.length) {
+      this.said.append(h("p.muted", {}, t("The model said nothing.")));
     }
-    return [h("span.small.muted.number", {}, this.#facts().join(" · ")), h("span.message-actions", {}, ...actions)];
   }
 
-  #facts() {
+  /** The answer as tokens, or where it has none, how to come by them. */
+  #tokens(isShown) {
+    const { message } = this;
+    if (!isShown) {
+      this.tokens?.remove();
+      this.tokens = null;
+      return;
+    }
+    const hasTokens = Boolean(message.tokens?.length);
+    if (this.tokens?.hasTokens !== hasTokens) {
+      const always = h("input", { type: "checkbox", onchange: () => this.#always(always.checked) });
+      const label = h("label.row.small", {}, always, t("Show every answer as tokens"));
+      const body = hasTokens ? h("token-view") : h("p.small.muted", {}, this.view.isLast
+        ? t("The tokens of this answer are not kept. Let it answer again to see its tokens.")
+        : t("The tokens of this answer are not kept. The next answers come with theirs."));
+      const made = h("div.message-tokens", {}, body, label);
+      Object.assign(made, { hasTokens, body, always });
+      if (this.tokens) this.tokens.replaceWith(made);
+      else this.said.after(made);
+      this.tokens = made;
+    }
+    this.tokens.always.checked = wantsTokens();
+    if (hasTokens) this.tokens.body.show(message.tokens);
+  }
+
+  #calls() {
     const { message, view } = this;
-    const facts = view.model ? [view.model] : [];
-    if (message.usage) facts.push(tn("%(num)s token", "%(num)s tokens", message.usage.completion_tokens));
-    if (message.tokensPerSecond) facts.push(t("%(number)s tokens/s", { number: integer(message.tokensPerSecond) }));
-    const endings = { cancelled: t("stopped"), length: t("cut off at its longest length"), error: t("broke off") };
-    if (message.finish_reason in endings) facts.push(endings[message.finish_reason]);
-    else if (!message.finish_reason) facts.push(t("interrupted: the page was left before it ended"));
-    return facts;
+    const calls = message.role === "tool" ? [{ name: message.name }] : message.tool_calls ?? [];
+    const resultOf = (call) => (message.role === "tool" ? message
+      : view.results?.find(({ tool_call_id: id }) => id === call.id) ?? null);
+    while (this.calls.children.length > calls.length) this.calls.lastChild.remove();
+    calls.forEach((call, place) => {
+      const box = this.calls.children[place] ?? this.calls.appendChild(document.createElement("tool-call"));
+      box.show(call, resultOf(call), view.isLive || view.isRunning === true);
+    });
+  }
+
+  #foot() {
+    const { message, view } = this;
+    this.foot.hidden = message.role === "tool" && !view.extra?.length;
+    if (view.isLive) {
+      this.foot.replaceChildren(h("span.small.muted.chat-waiting", {}, view.waiting));
+      return;
+    }
+    const isAnswer = message.role === "assistant";
+    const actions = isAnswer ? this.#answerActions() : this.#ownActions();
+    const focused = this.foot.contains(document.activeElement) ? document.activeElement.dataset.action : null;
+    this.foot.replaceChildren(...(isAnswer ? [h("span.small.muted.number", {}, facts(message, view.model).join(" · "))] : []),
+                              h("span.message-actions", {}, ...(view.extra ?? []), ...actions));
+    if (focused) this.foot.querySelector(`[data-action="${focused}"]`)?.focus();
+  }
+
+  #ownActions() {
+    if (this.view.isReadOnly || this.message.role !== "user") return [];
+    return [this.#button("edit", t("Edit"), t("Edit this message"), () => this.#edit())];
+  }
+
+  #answerActions() {
+    const { message, view } = this;
+    const actions = [];
+    if (message.content) {
+      actions.push(h("copy-button", { "data-text": message.content },
+        h("button.button.quiet.tiny", { type: "button", "aria-label": t("Copy this answer") }, t("Copy"))));
+    }
+    const tokens = this.#button("tokens", t("Tokens"), t("Show this answer as tokens"), () => this.#turnTokens());
+    tokens.setAttribute("aria-pressed", String(this.#isAsTokens()));
+    actions.push(tokens);
+    if (view.isReadOnly) return actions;
+    if (view.canAsk) actions.push(this.#button("again", t("Answer again"), null, () => this.#tell("chat-again", { message })));
+    if (view.canGoOn) actions.push(this.#button("go-on", t("Go on"), null, () => this.#tell("chat-go-on")));
+    return actions;
+  }
+
+  #isAsTokens() {
+    if (this.message.role !== "assistant") return false;
+    return this.showsTokens ?? (wantsTokens() && Boolean(this.message.tokens?.length));
+  }
+
+  #turnTokens() {
+    this.showsTokens = !this.#isAsTokens();
+    if (this.showsTokens && !this.message.tokens?.length) this.#always(true); // else there would never be any
+    const show = () => this.show(this.message, this.view);
+    const thread = this.closest("chat-thread");
+    if (thread) thread.holdEnd(show);
+    else show();
+  }
+
+  #always(is) {
+    setWantsTokens(is);
+    this.#tell("chat-tokens", { wanted: is });
   }
 
   #edit() {
     this.isEdited = true;
     const { message, view } = this;
-    const field = h("textarea", { "aria-label": t("Edit this message"), maxlength: "100000", rows: "3" });
-    field.value = message.content;
-    const close = () => {
+    const end = () => {
       this.isEdited = false;
       this.said = null;
+    };
+    const close = () => {
+      end();
       this.show(this.message, this.view);
       this.querySelector("button")?.focus();
     };
-    const send = () => {
-      if (!field.value.trim() || this.view.isReadOnly) return; // an answer is coming: first stop it
-      this.isEdited = false;
-      this.said = null;
-      this.#tell("chat-edit", { message, text: field.value });
+    const send = (text) => {
+      if (this.view.isReadOnly) return; // an answer is coming: first stop it
+      end();
+      this.#tell("chat-edit", { message, text });
     };
-    field.addEventListener("keydown", (event) => {
-      if (event.isComposing || event.keyCode === 229) return;
-      if (event.key === "Enter" && !event.shiftKey) {
-        event.preventDefault();
-        send();
-      } else if (event.key === "Escape") {
-        event.stopPropagation();
-        close();
-      }
-    });
-    this.replaceChildren(h("h2.visually-hidden", {}, t("You")), h("form.edit-message", {
-      onsubmit: (event) => {
-        event.preventDefault();
-        send();
-      },
-    }, field, view.later ? h("p.small.muted", {}, tn("The %(num)s message after this one will be removed.",
-                                                     "The %(num)s messages after this one will be removed.", view.later)) : null,
-    h("div.row", {}, h("button.button.primary.tiny", { type: "submit" }, t("Send again")),
-      h("button.button.quiet.tiny", { type: "button", onclick: close }, t("Cancel")))));
-    field.focus();
+    const { form, focus } = editForm(message.content, view.later, { send, close });
+    this.replaceChildren(h("h2.visually-hidden", {}, t("You")), form);
+    focus();
   }
 
-  #button(text, label, work) {
-    return h("button.button.quiet.tiny", { type: "button", "aria-label": label, onclick: work }, text);
+  #button(action, text, label, work) {
+    return h("button.button.quiet.tiny", { type: "button", "aria-label": label, "data-action": action, onclick: work }, text);
   }
 
   #tell(name, detail = {}) {

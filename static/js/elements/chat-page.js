@@ -2,188 +2,187 @@
 // is kept is decided here.
 
 import "./chat-composer.js";
+import "./chat-import.js";
 import "./chat-list.js";
 import "./chat-notices.js";
 import "./chat-settings.js";
 import "./chat-thread.js";
 import { bindDialogs } from "./chat-dialogs.js";
+import { bindKeys } from "./chat-keys.js";
+import { ChatTalk } from "./chat-talk.js";
 import { server, stayTruthful } from "./chat-truth.js";
-import { get, newKey } from "../lib/api.js";
-import { chatRequest, Keeper, modelId, plainMessage, receive, speakable, suggestions, textRequest } from "../lib/conversation.js";
+import { newKey } from "../lib/api.js";
+import { Answering } from "../lib/answering.js";
+import { Keeper, plainMessage, speakable } from "../lib/conversation.js";
 import { dataOf, setText } from "../lib/dom.js";
-import { integer } from "../lib/format.js";
+import { keepDraft, loadDraft, markLive, wasLive } from "../lib/drafts.js";
 import { t } from "../lib/i18n.js";
-import { completion } from "../lib/sse.js";
+import { TalkTree } from "../lib/talk-tree.js";
 
 const SEEMS_TO_LOAD_MS = 1500;
 const isTouched = () => matchMedia("(pointer: coarse)").matches; // there a field with the focus opens the keyboard
 
-class ChatPage extends HTMLElement {
+class ChatPage extends ChatTalk {
   connectedCallback() {
     const view = dataOf(this, "view");
     this.checkpoints = new Map(view.checkpoints.map((checkpoint) => [checkpoint.id, checkpoint]));
     Object.assign(this, { thread: this.querySelector("chat-thread"), composer: this.querySelector("chat-composer"),
                           settings: this.querySelector("chat-settings"), notices: this.querySelector("chat-notices"),
-                          live: null, failed: null, talk: view.conversation });
+                          user: view.user_id, failed: null, talk: view.conversation });
     this.settings.fill(this.talk?.sampling ?? {}, this.talk?.system ?? "");
-    this.messages = view.conversation?.messages ?? [];
+    this.tree = new TalkTree(view.conversation?.messages, view.conversation?.head);
+    this.answering = new Answering(this);
     this.keeper = new Keeper({
-      id: this.talk?.id, version: this.talk?.version, known: this.talk, server, newKey, body: () => this.#body(),
+      id: this.talk?.id, version: this.talk?.version, known: this.talk, server, newKey, body: () => this.body(),
       onState: () => this.thread.holdEnd(() => this.notices?.show(this.keeper)), onKept: (kept) => this.#kept(kept),
     });
     bindDialogs(this, { title: () => this.talk?.title ?? "", rename: (title) => this.keeper.rename(title),
                         remove: () => this.#delete() });
+    bindKeys(this, { stop: () => this.answering.stop(), write: () => this.composer?.field.focus() });
+    this.bindFiles();
     this.addEventListener("chat-keep", (event) => this.#keep(event.detail.how));
-    stayTruthful(this.keeper, { isBusy: () => this.#isAtWork, show: (theirs) => this.#showVersion(theirs) });
+    stayTruthful(this.keeper, { isBusy: () => this.#isAtWork, show: (theirs) => this.#showVersion(theirs), seen: () => this.#goOnAfterReload() });
+    for (const name of ["pagehide", "pageshow"]) window.addEventListener(name, () => (this.isLeft = name === "pagehide"));
     if (this.composer) this.#start();
     this.#show();
-    if (this.messages.length) this.thread.toEnd();
+    if (this.tree.head) this.thread.toEnd();
   }
 
   #start() {
     this.composer.checkpoints = this.checkpoints;
     this.composer.mode = this.#wantedMode();
-    this.#greet();
+    this.greet();
     const on = (name, work) => this.addEventListener(name, (event) => work(event.detail));
-    on("chat-send", ({ text }) => this.live || this.#say(text));
-    on("chat-stop", () => this.controller?.abort());
-    on("chat-again", ({ isFresh }) => this.#again(isFresh));
-    on("chat-go-on", () => this.#answer({ message: this.messages.at(-1) }));
-    on("chat-edit", ({ message, text }) => this.#edit(message, text));
+    on("chat-send", ({ text }) => this.answering.isBusy || this.#say(text));
+    on("chat-stop", () => this.answering.stop());
+    on("chat-again", ({ message }) => this.#again(message));
+    on("chat-go-on", () => this.#answer({ message: this.tree.last }));
+    on("chat-edit", ({ message, text }) => this.#say(text, message.parent_id ?? null));
+    on("chat-branch", ({ message, what }) => this.#branch(message, what));
+    on("chat-draft", ({ text }) => keepDraft(this.user, this.keeper.id, text));
     on("chat-choice", ({ what }) => this.#choose(what));
     on("chat-settings", () => this.#changed());
-    document.addEventListener("keydown", (event) => {
-      if (event.isComposing || event.keyCode === 229) return; // it takes back a word of an input method
-      if (event.key === "Escape" && this.live && !document.querySelector("dialog[open]")) this.controller?.abort();
-    });
     this.composer.begin({ hasFocus: !isTouched() });
+    const draft = loadDraft(this.user, this.keeper.id);
+    if (draft !== this.tree.path.findLast(({ role }) => role === "user")?.content) this.composer.draft = draft; // else it was sent
   }
 
   /** Another tab's version would take away what is being written. */
   get #isAtWork() {
-    return this.live !== null || this.querySelector(".edit-message, dialog[open]") !== null;
+    return this.answering.isBusy || this.querySelector(".edit-message, dialog[open]") !== null;
   }
 
   #wantedMode() {
     const asked = new URLSearchParams(location.search).get("mode");
     if (asked === "chat" || asked === "text") return asked;
-    return this.composer.continuesText ? "text" : "chat";
-  }
-
-  /** Everything that is kept; the checkpoint that was chosen, also where it is gone and nobody chose another. */
-  #body() {
-    const from = this.composer ? { checkpoint_id: this.composer.model, adapter_checkpoint_id: this.composer.adapter } : this.talk;
-    return { checkpoint_id: from?.checkpoint_id ?? null, adapter_checkpoint_id: from?.adapter_checkpoint_id ?? null,
-             system: speakable(this.settings.system), sampling: this.settings.sampling, messages: this.messages.filter((m) => m.content || m !== this.live).map(plainMessage) };
+    return this.talk?.mode ?? (this.composer.continuesText ? "text" : "chat");
   }
 
   #show() {
-    const { messages, live } = this;
+    const { answering, tree } = this;
     const continues = (message) => !message.adapter_checkpoint_id && (this.checkpoints.get(message.checkpoint_id)?.continues_text ?? false);
-    this.thread.show(messages, {
-      live, waiting: this.waiting ?? "", isReadOnly: !this.composer, plain: continues,
-      canGoOn: this.composer?.mode === "text" && messages.at(-1)?.role === "assistant",
-      model: (message) => this.#named(message.checkpoint_id, message.adapter_checkpoint_id),
+    const canGoOn = (message) => message.role === "assistant" && !message.tool_calls?.length
+      && (this.composer?.mode === "text" || message.finish_reason !== "stop");
+    this.thread.show(tree.path, {
+      live: answering.live, isRunning: answering.isRunning, isBusy: answering.isBusy, waiting: this.waiting ?? "",
+      isReadOnly: !this.composer, plain: continues, canGoOn, siblings: (message) => tree.siblings(message),
+      model: (message) => this.named(message.checkpoint_id, message.adapter_checkpoint_id),
     });
   }
 
-  #named(...ids) {
-    return ids.map((id) => this.checkpoints.get(id)).filter(Boolean).map(({ run_name, step }) =>
-      t("%(name)s, step %(step)s", { name: run_name, step: integer(step) })).join(" + ");
-  }
-
-  async #greet() {
-    const { composer } = this;
-    const { speaker } = composer;
-    const text = composer.mode === "text" ? t("Begin a text, and it goes on from your last word.")
-      : composer.continuesText ? t("It has only read texts. Try it as it is, or let it continue one.")
-      : t("Ask it something. It has read very little, so keep it simple.");
-    this.querySelector("[data-new-chat]").href = `/chat?${new URLSearchParams(composer.who)}`;
-    this.prompts ??= new Map();
-    this.thread.greet(this.#named(composer.model, composer.adapter), text, this.prompts.get(speaker.run_id) ?? []);
-    if (this.messages.length || this.prompts.has(speaker.run_id)) return;
-    try {
-      this.prompts.set(speaker.run_id, suggestions((await get(`/runs/${speaker.run_id}/samples`)).items));
-    } catch {
-      this.prompts.set(speaker.run_id, []); // a page without suggestions is whole
-    }
-    if (composer.speaker === speaker) this.#greet();
-  }
-
-  #say(text) {
+  /** Say `text` behind the message `parent`: behind an earlier one it begins a branch. */
+  #say(text, parent = this.tree.head) {
+    if (this.answering.isBusy) return;
     this.failed = null;
-    this.messages.push({ role: "user", content: speakable(text), created_at: new Date().toISOString() });
+    this.tree.add({ role: "user", content: speakable(text), created_at: new Date().toISOString() }, parent);
+    keepDraft(this.user, this.keeper.id, "");
     this.keeper.now();
     this.#answer({ scroll: true });
   }
 
-  #edit(message, text) {
-    this.messages.splice(this.messages.indexOf(message));
-    this.#say(text);
-  }
-
-  #again(isFresh) {
-    if (this.live) return;
-    if (!isFresh && this.failed && this.failed === this.messages.at(-1)) {
-      this.#answer({ message: this.failed });
+  /** Another answer in place of `message`, in a branch of its own; null: what failed, or what is missing, once more. */
+  #again(message = null) {
+    const { last } = this.tree;
+    if (this.answering.isBusy) return;
+    if (!message && this.failed && this.failed === last) {
+      this.#answer({ message: last });
       return;
     }
-    const previous = this.messages.at(-1)?.role === "assistant" ? this.messages.pop() : null;
-    this.#answer({ previous });
+    const asking = this.tree.pathTo(message?.id ?? last?.id).findLast(({ role }) => role === "user");
+    if ((message ?? last)?.role === "assistant" && asking) this.tree.show(asking.id); // with its tools, from the start
+    this.#answer({ previous: last });
   }
 
-  /**
-   * Ask for the next answer, or for more of `message`. `previous` is the answer that this one replaces: it comes back
-   * where none arrives.
-   */
+  /** Ask for the next answer, or for more of `message`. `previous` is shown again where none arrives. */
   async #answer({ previous = null, message = null, scroll = false }) {
-    if (this.live) return;
-    const { model, adapter } = this.composer;
-    const mode = message ? "text" : this.composer.mode; // only a text is gone on with
-    const asked = { model: modelId(model, adapter), system: this.settings.system, sampling: this.settings.sampling, messages: [...this.messages] };
-    const [path, body] = mode === "text" ? ["/v1/completions", textRequest(asked)]
-      : ["/v1/chat/completions", chatRequest(asked)];
-    const before = message && { ...message };
-    if (!message) this.messages.push({ role: "assistant", content: "", checkpoint_id: model, adapter_checkpoint_id: adapter, created_at: new Date().toISOString() });
-    const answer = (this.live = message ?? this.messages.at(-1));
-    answer.finish_reason = null;
-    this.controller = new AbortController();
+    if (this.answering.isBusy) return;
+    const { tree, tree: { head: from } } = this;
+    const asked = this.answering.answer(message);
     this.#begin(scroll);
-    const error = await receive(answer, completion(path, body, { signal: this.controller.signal }), (part) => this.#hear(part));
+    const error = await asked;
     clearTimeout(this.loading);
-    this.live = this.controller = null;
+    if (this.isLeft) return; // after a reload it is gone on with: it did not end here
+    markLive(this.user, null);
     this.composer.isBusy = false;
-    if (!this.messages.includes(answer)) return; // the other tab's version is shown by now
-    if (["cancelled", "error"].includes(answer.finish_reason)) {
-      if (before && answer.content === before.content) Object.assign(answer, before);
-      else if (!answer.content) this.messages.splice(this.messages.indexOf(answer), 1, ...(previous ? [previous] : []));
-    }
+    if (this.tree !== tree) return; // the other tab's version is shown by now
+    if (previous && tree.head === from && tree.get(previous.id)) tree.show(previous.id);
     this.failed = error && message;
     if (error) this.thread.fail(error);
     this.#show();
     this.keeper.now();
-    this.thread.speak(this.querySelector("[data-spoken]"), error ? null : answer);
+    this.thread.speak(this.querySelector("[data-spoken]"), error ? null : tree.last);
   }
 
   #begin(scroll) {
     this.thread.fail(null);
     this.composer.isBusy = true;
-    this.waiting = t("Reading your message…");
-    this.loading = setTimeout(() => this.thread.wait(t("Waiting for the model. It may have to be loaded first…")), SEEMS_TO_LOAD_MS);
-    this.#show();
     if (document.activeElement === document.body && !isTouched()) this.composer.stop.focus(); // its button went away
+    this.#show();
     if (scroll) this.thread.toEnd();
   }
 
-  #hear(part) {
+  began(answer) {
+    markLive(this.user, answer.id);
+    this.waiting = t("Reading your message…");
+    clearTimeout(this.loading);
+    this.loading = setTimeout(() => this.thread.wait(t("Waiting for the model. It may have to be loaded first…")), SEEMS_TO_LOAD_MS);
+    this.#show();
+  }
+
+  heard(part) {
     if (part.open) {
       clearTimeout(this.loading);
       this.thread.wait(t("Thinking…"));
-    } else if (part.text) {
-      this.thread.state.waiting = t("Writing…");
+    } else if (part.text || part.reasoning || part.tool_calls) {
+      this.thread.state.waiting = part.text ? t("Writing…") : t("Thinking…");
       this.thread.grow();
       this.keeper.soon();
     }
+  }
+
+  changed() {
+    if (this.isLeft) return;
+    this.#show();
+    this.keeper.soon();
+  }
+
+  /** The answer that this tab was hearing when it was reloaded is gone on with. */
+  #goOnAfterReload() {
+    const { last } = this.tree;
+    if (!this.composer || this.answering.isBusy || !last || last.finish_reason) return;
+    if (last.role !== "assistant" || last.tool_calls?.length || !wasLive(this.user, last.id)) return;
+    this.#answer({ message: last });
+  }
+
+  #branch(message, what) {
+    if (this.answering.isBusy) return;
+    if (what === "fork") return void this.fork(message);
+    if (what === "prune") this.tree.prune(message);
+    else this.tree.turn(message, what);
+    this.failed = null;
+    this.thread.fail(null);
+    this.#show();
+    this.keeper.soon();
   }
 
   #choose(what) {
@@ -191,18 +190,18 @@ class ChatPage extends HTMLElement {
     this.composer.warn();
     const url = new URL(location.href);
     const isDefault = (this.composer.mode === "text") === this.composer.continuesText;
-    if (isDefault) url.searchParams.delete("mode");
+    if (isDefault || this.keeper.id) url.searchParams.delete("mode"); // a kept conversation knows it
     else url.searchParams.set("mode", this.composer.mode);
     url.searchParams.delete("adapter");
     for (const [name, id] of Object.entries(this.keeper.id ? {} : this.composer.who)) url.searchParams.set(name, id);
     history.replaceState(history.state, "", url);
-    this.#greet();
+    this.greet();
     this.#show();
-    if (what !== "mode") this.#changed();
+    this.#changed();
   }
 
   #changed() {
-    if (this.messages.length) this.keeper.soon();
+    if (this.tree.head) this.keeper.soon();
   }
 
   #kept(kept) {
@@ -212,8 +211,9 @@ class ChatPage extends HTMLElement {
     this.querySelector("[data-kept-only]").hidden = false;
     this.querySelector("chat-list").keep(kept);
     if (location.pathname !== `/chat/${kept.id}`) {
-      const mode = new URLSearchParams(location.search).get("mode");
-      history.replaceState(history.state, "", `/chat/${kept.id}${mode ? `?mode=${mode}` : ""}`);
+      keepDraft(this.user, null, "");
+      keepDraft(this.user, kept.id, this.composer?.field.value ?? "");
+      history.replaceState(history.state, "", `/chat/${kept.id}`);
     }
   }
 
@@ -228,9 +228,9 @@ class ChatPage extends HTMLElement {
 
   /** Another tab's version in place of this one's. */
   #showVersion(theirs) {
-    this.controller?.abort();
-    this.live = this.failed = null;
-    this.messages = theirs.messages;
+    this.answering.stop();
+    this.failed = null;
+    this.tree = new TalkTree(theirs.messages, theirs.head);
     this.thread.fail(null);
     this.composer?.choose(theirs.checkpoint_id, theirs.adapter_checkpoint_id);
     this.composer?.warn();
@@ -242,7 +242,7 @@ class ChatPage extends HTMLElement {
   async #delete() {
     await server.remove(this.keeper.id);
     this.keeper.end();
-    this.controller?.abort();
+    this.answering.stop();
     location.assign("/chat");
   }
 }

@@ -1,8 +1,11 @@
 // <chat-settings>: sampling and the system prompt. An empty field is the server's default. Event: "chat-settings".
 
+import "./chat-presets.js";
 import { t } from "../lib/i18n.js";
 
-const NUMBERS = ["temperature", "top_p", "top_k", "max_tokens", "seed"];
+const NUMBERS = ["temperature", "top_p", "top_k", "max_tokens", "seed", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"];
+const SWITCHES = ["tools", "thinking"];
+const MOST_STOPS = 16;
 
 class ChatSettings extends HTMLElement {
   connectedCallback() {
@@ -12,11 +15,20 @@ class ChatSettings extends HTMLElement {
       if (NUMBERS.includes(event.target.name) && !this.#check(event.target)) return;
       this.#tell();
     });
+    this.addEventListener("chat-preset", ({ detail }) => {
+      this.fill({ ...detail.sampling, ...this.#switches() }, detail.system ?? this.system);
+      this.#tell();
+    });
+    this.querySelector("chat-presets").now = () => ({ sampling: this.sampling, system: this.system });
     // Enter means "done", a field that is wrong keeps the dialog open
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
       const wrong = NUMBERS.map((name) => this.#field(name)).find((field) => !this.#check(field));
-      if (wrong) wrong.focus();
+      if (wrong) {
+        const folded = wrong.closest("details");
+        if (folded) folded.open = true;
+        wrong.focus();
+      }
       else this.closest("dialog").close();
     });
     // closed without "done": what is shown next time is what counts
@@ -33,16 +45,23 @@ class ChatSettings extends HTMLElement {
       this.#field(name).value = sampling[name] ?? "";
       this.#check(this.#field(name));
     }
+    for (const name of SWITCHES) this.#field(name).checked = sampling[name] === true;
+    this.#field("stop").value = (sampling.stop ?? []).join("\n");
     this.#field("system").value = system;
   }
 
   /** Only what is filled in; a field that is wrong counts as it was before. */
   get sampling() {
-    return { ...this.right };
+    const stop = this.#field("stop").value.split("\n").filter(Boolean).map((text) => text.slice(0, 1000)).slice(0, MOST_STOPS);
+    return { ...this.right, ...(stop.length ? { stop } : {}), ...this.#switches() };
   }
 
   get system() {
     return this.#field("system").value;
+  }
+
+  #switches() {
+    return Object.fromEntries(SWITCHES.filter((name) => this.#field(name).checked).map((name) => [name, true]));
   }
 
   #field(name) {

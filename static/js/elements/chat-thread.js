@@ -2,13 +2,16 @@
 // end while it grows, unless the reader has scrolled up. Events: "chat-send" {text} of a suggestion, "chat-again" {}.
 
 import "./chat-message.js";
+import { branchControls } from "./chat-branches.js";
 import { h, throttled } from "../lib/dom.js";
 import { integer } from "../lib/format.js";
 import { t } from "../lib/i18n.js";
+import { resultsOf } from "../lib/message-facts.js";
 
 const DRAWN_EVERY_MS = 100;
 const NEAR_END_PX = 80;
 const SPOKEN_MS = 5000;
+const SPOKEN_CHARS = 1000;
 const SHARE_OF_DRAWING = 5; // a long answer that takes 50 ms to draw is drawn every 250 ms
 
 class ChatThread extends HTMLElement {
@@ -19,14 +22,16 @@ class ChatThread extends HTMLElement {
   }
 
   /**
-   * @param {object[]} messages
-   * @param {{live: object|null, waiting: string, isReadOnly: boolean, canGoOn: boolean, plain: (m) => boolean,
-   *          model: (m) => string}} state `live`: the answer that is coming
+   * @param {object[]} messages the branch that is shown
+   * @param {{live: object|null, isRunning: boolean, waiting: string, isReadOnly: boolean, isBusy: boolean, plain: (m) => boolean,
+   *          canGoOn: (m) => boolean, siblings: (m) => object[], model: (m) => string}} state `live`: the answer that is
+   *          coming; `isRunning`: tools are at work
    */
   show(messages, state) {
     Object.assign(this, { messages, state });
     const atEnd = this.#isAtEnd();
-    const shown = messages.filter((message) => message.role !== "system");
+    const answered = new Set(messages.flatMap((message) => resultsOf(messages, message)));
+    const shown = messages.filter((message) => message.role !== "system" && !answered.has(message));
     const elements = shown.map((message) => {
       const element = this.#views.get(message) ?? document.createElement("chat-message");
       this.#views.set(message, element);
@@ -48,11 +53,13 @@ class ChatThread extends HTMLElement {
 
   #draw(message, element) {
     const { state, messages } = this;
-    const place = messages.indexOf(message);
+    const isLast = messages.at(-1) === message;
+    const isReadOnly = state.isReadOnly || state.isBusy;
     element.show(message, {
-      plain: state.plain(message), model: state.model(message), isLive: state.live === message, waiting: state.waiting,
-      isLast: place === messages.length - 1, later: messages.length - 1 - place,
-      isReadOnly: state.isReadOnly || state.live !== null, canGoOn: state.canGoOn,
+      plain: state.plain(message), model: state.model(message), isLive: state.live === message, waiting: state.waiting, isLast,
+      later: 0, isReadOnly, canGoOn: isLast && state.canGoOn(message), canAsk: canAsk(messages, message), results: resultsOf(messages, message),
+      isRunning: isLast && state.isRunning,
+      extra: isReadOnly ? [] : branchControls(message, state.siblings(message), (of, what) => this.#tell("chat-branch", { message: of, what })),
     });
   }
 
@@ -80,7 +87,7 @@ class ChatThread extends HTMLElement {
   /** What of an answer is read out: its words without thoughts and marks. */
   #spoken(message) {
     const said = this.#views.get(message)?.querySelectorAll(".formatted, .as-is") ?? [];
-    return [...said].map((part) => part.textContent).join(" ").slice(0, 1000);
+    return [...said].map(wordsOf).join(" ").slice(0, SPOKEN_CHARS);
   }
 
   /** The word about what the answer is waiting for. */
@@ -92,7 +99,7 @@ class ChatThread extends HTMLElement {
   #after(shown) {
     if (this.problem) return [this.problem];
     if (!shown.length) return this.welcome ? [this.welcome] : [];
-    if (this.state.live || this.state.isReadOnly || shown.at(-1).role !== "user") return [];
+    if (this.state.isBusy || this.state.isReadOnly || this.messages.at(-1).role === "assistant") return [];
     return [h("div.notice", {}, h("p", {}, t("This message has no answer yet.")), this.#again(t("Get an answer")))];
   }
 
@@ -118,7 +125,7 @@ class ChatThread extends HTMLElement {
   }
 
   #again(text) {
-    return h("button.button.tiny", { type: "button", onclick: () => this.#tell("chat-again") }, text);
+    return h("button.button.tiny", { type: "button", "data-action": "again", onclick: () => this.#tell("chat-again") }, text);
   }
 
   /** Do what takes or gives room elsewhere on the page, and stay at the end. */
@@ -140,6 +147,21 @@ class ChatThread extends HTMLElement {
   #tell(name, detail = {}) {
     this.dispatchEvent(new CustomEvent(name, { bubbles: true, detail }));
   }
+}
+
+/** Whether it ends the answer to something: what called tools on the way to it is asked for again with it. */
+function canAsk(messages, message) {
+  const place = messages.indexOf(message);
+  const follows = messages[place + 1]?.role ?? "user";
+  return follows === "user" && messages.slice(0, place).some(({ role }) => role === "user");
+}
+
+/** The words of a text without what stands round its code; a formula as it was written. */
+function wordsOf(text) {
+  const copy = text.cloneNode(true);
+  for (const head of copy.querySelectorAll(".code-head")) head.remove();
+  for (const math of copy.querySelectorAll("math")) math.replaceWith(math.getAttribute("aria-label"));
+  return [...copy.childNodes].map((node) => node.textContent.trim()).filter(Boolean).join(" ");
 }
 
 customElements.define("chat-thread", ChatThread);

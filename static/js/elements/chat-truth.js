@@ -19,14 +19,14 @@ export const server = {
 };
 
 /** @param {import("../lib/conversation.js").Keeper} keeper */
-export function stayTruthful(keeper, { isBusy, show }) {
+export function stayTruthful(keeper, { isBusy, show, seen }) {
   const look = async () => {
     const theirs = document.hidden ? null : await keeper.refresh(isBusy);
     if (theirs) show(theirs);
   };
   document.addEventListener("visibilitychange", look);
   window.addEventListener("focus", look);
-  window.addEventListener("pageshow", () => setTimeout(look, AFTER_RELOAD_MS));
+  window.addEventListener("pageshow", () => setTimeout(() => look().then(seen), AFTER_RELOAD_MS));
   window.addEventListener("online", () => keeper.retry());
   window.addEventListener("pagehide", () => keeper.leave());
   window.addEventListener("beforeunload", (event) => {

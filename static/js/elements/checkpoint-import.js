@@ -4,6 +4,7 @@
 import { get, newKey, post } from "../lib/api.js";
 import { h, setBusy, setText } from "../lib/dom.js";
 import { t } from "../lib/i18n.js";
+import { JobProgress } from "../lib/job-progress.js";
 import { Rate, send, sendingWords } from "../lib/upload.js";
 import { wireDialog } from "./dataset-dialog.js";
 import { clearProblems, problemNotice, sayAt, showProblems } from "./dataset-problems.js";
@@ -59,7 +60,7 @@ class CheckpointImport extends HTMLElement {
                        { key: this.key, path: "/checkpoints/import", onProgress });
     try {
       this.job = (await this.upload.done).id;
-      this.bar.removeAttribute("value");
+      this.reading = new JobProgress();
       this.#look();
     } catch (error) {
       this.#show("fields");
@@ -95,7 +96,7 @@ class CheckpointImport extends HTMLElement {
         this.#end(job);
         return;
       }
-      setText(this.said, job.progress.message || t("Waiting for a worker"));
+      this.reading.show(this.bar, this.said, job.progress);
     } catch (error) {
       if ([401, 404].includes(error.status)) {
         this.#end({ state: "failed", error });

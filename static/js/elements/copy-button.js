@@ -1,5 +1,5 @@
 // <copy-button data-text="..."> round a button: puts the text on the clipboard, and says that it did.
-// With data-from="ID" it copies what that element says.
+// With data-from="ID" it copies what that element says, with a function `textOf` what that gives.
 
 import { h } from "../lib/dom.js";
 import { t } from "../lib/i18n.js";
@@ -19,7 +19,7 @@ class CopyButton extends HTMLElement {
   }
 
   async handleEvent() {
-    const text = this.dataset.from ? document.getElementById(this.dataset.from).textContent : this.dataset.text;
+    const text = this.textOf ? this.textOf() : this.dataset.from ? document.getElementById(this.dataset.from).textContent : this.dataset.text;
     if (!(await toClipboard(text))) {
       toastError({ message: t("The browser does not allow copying here."), hint: text });
       return;

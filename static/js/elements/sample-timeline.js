@@ -1,11 +1,12 @@
 // What the model says to the same prompts as it learns: a slider along the curve. Follows the newest sample until the
-// reader looks at an older one.
+// reader looks at an older one. While it learns, it can be asked at any time.
 
-import { get } from "../lib/api.js";
+import { get, newKey, post } from "../lib/api.js";
 import { h, setText, throttled } from "../lib/dom.js";
 import { integer } from "../lib/format.js";
 import { t, tn } from "../lib/i18n.js";
 import { RunElement } from "../lib/run-feed.js";
+import { toastError } from "./toast-stack.js";
 
 class SampleTimeline extends RunElement {
   follow() {
@@ -14,6 +15,10 @@ class SampleTimeline extends RunElement {
     this.bySteps = new Map();
     this.follows = true;
     this.#show();
+    this.#wait(false);
+    this.#allow();
+    this.on("state", () => this.#allow());
+    this.on("sample", () => this.#wait(false));
     const soon = throttled(() => this.#load(), 500);
     for (const type of ["sample", "restart", "state"]) this.on(type, soon);
     document.addEventListener("step-picked", (event) => this.#pick(event.detail), { signal: this.listening.signal });
@@ -24,10 +29,35 @@ class SampleTimeline extends RunElement {
     this.slider = h("input", { type: "range", min: "0", step: "1", "aria-label": t("Step of the sample"), oninput: () => this.#move(Number(this.slider.value)) });
     this.where = h("output.number.small");
     this.newest = h("button.button.tiny", { type: "button", onclick: () => this.#move(this.steps.length - 1) }, t("Newest"));
+    this.ask = h("button.button.tiny", { type: "button", hidden: true, onclick: () => this.#ask() }, t("Ask it now"));
     this.list = h("dl.samples");
     this.note = h("p.muted");
     this.bar = h("div.sample-bar", {}, this.slider, this.where, this.newest);
-    this.replaceChildren(h("h2", {}, t("What it says")), this.note, this.bar, this.list);
+    this.replaceChildren(h("div.card-head", {}, h("h2", {}, t("What it says")), this.ask), this.note, this.bar, this.list);
+  }
+
+  /** A wish lasts until an answer comes, or until nobody is there who could give one. */
+  #allow() {
+    const run = this.feed.run; // not known yet, where this is the first to follow it
+    const can = run?.desired === "run" && ["starting", "running"].includes(run.state);
+    if (!can) this.#wait(false);
+    this.ask.hidden = !can;
+  }
+
+  #wait(is) {
+    for (const name of ["aria-busy", "aria-disabled"]) is ? this.ask.setAttribute(name, "true") : this.ask.removeAttribute(name);
+  }
+
+  async #ask() {
+    if (this.ask.getAttribute("aria-disabled") === "true") return;
+    this.follows = true;
+    this.#wait(true);
+    try {
+      await post(`/runs/${this.feed.id}/sample`, {}, newKey());
+    } catch (error) {
+      this.#wait(false);
+      toastError(error);
+    }
   }
 
   async #load() {
@@ -70,7 +100,7 @@ class SampleTimeline extends RunElement {
   #show() {
     const count = this.steps.length;
     this.bar.hidden = count === 0;
-    setText(this.note, count === 0 ? t("The model has not spoken yet. It answers the same prompts about ten times while it trains.")
+    setText(this.note, count === 0 ? t("The model has not spoken yet. It answers the same prompts about ten times while it trains, and whenever you ask.")
       : tn("The same prompts, asked once so far. Click a point of the curve to hear what it said then.",
            "The same prompts, asked %(num)s times so far. Click a point of the curve to hear what it said then.", count));
     if (count === 0) {

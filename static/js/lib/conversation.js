@@ -1,6 +1,7 @@
 // A conversation: what is asked of a model, what came back, and keeping it on the server.
 
 import { t } from "./i18n.js";
+import { addCallPieces } from "./sse.js";
 
 export const SAVE_EVERY_MS = 2000;
 export const TRY_AGAIN_MS = 10_000;
@@ -8,7 +9,8 @@ const ANSWERED_WITHIN_MS = 30_000; // else it hangs
 const CONTINUE_TOKENS = 128; // of a text, which often has no end of its own
 const KEEPALIVE_BYTES = 60_000; // browsers send no more once the page is gone
 const SENT_REMEMBERED = 5;
-const MESSAGE_FIELDS = ["role", "content", "finish_reason", "checkpoint_id", "adapter_checkpoint_id", "usage", "created_at"];
+const MESSAGE_FIELDS = ["id", "parent_id", "role", "content", "reasoning", "tool_calls", "tool_call_id", "name", "is_error", "finish_reason",
+                        "checkpoint_id", "adapter_checkpoint_id", "usage", "speed", "created_at"];
 
 /** Adapters that can be laid over `model`, those that were trained on it first. One of its own takes no second one. */
 export function adaptersFor(model, checkpoints) {
@@ -35,18 +37,33 @@ export function plainMessage(message) {
   return plain;
 }
 
-/** The body of POST /v1/chat/completions for the next turn after `messages`. */
-export function chatRequest({ model, system, sampling, messages }) {
-  const turns = messages.map(({ role, content }) => ({ role, content }));
+/** A turn as /v1/chat/completions takes it. */
+function turn({ role, content, reasoning, tool_calls: calls, tool_call_id: id, name }) {
+  if (role === "tool") return { role, content, tool_call_id: id, ...given({ name }) };
+  if (role !== "assistant") return { role, content };
+  return { role, content, ...(reasoning ? { reasoning_content: reasoning } : {}), ...(calls?.length ? {
+    tool_calls: calls.map((call) => ({ id: call.id, type: "function", function: { name: call.name, arguments: call.arguments } })) } : {}) };
+}
+
+/**
+ * The body of POST /v1/chat/completions for the next turn after `messages`; `isContinued`: for more of the last one.
+ * `tools`: what the model may call, as OpenAI's list.
+ */
+export function chatRequest({ model, system, sampling, messages, tools = [], isContinued = false }) {
+  const turns = messages.map(turn);
   if (system.trim()) turns.unshift({ role: "system", content: system });
-  return { model, messages: turns, ...given(sampling) };
+  const { tools: _, thinking, ...drawn } = sampling;
+  return { model, messages: turns, ...given(drawn), ...(tools.length ? { tools } : {}),
+           ...(thinking ? { chat_template_kwargs: { open_thinking: true } } : {}),
+           ...(isContinued ? { continue_final_message: true } : {}) };
 }
 
 /** The body of POST /v1/completions that goes on where the last message (and the answer so far) ends. */
 export function textRequest({ model, sampling, messages }) {
   const from = messages.findLastIndex((message) => message.role === "user");
   const prompt = messages.slice(from).map((message) => message.content).join("");
-  return { model, prompt, max_tokens: CONTINUE_TOKENS, ...given(sampling) };
+  const { tools: _tools, thinking: _thinking, ...drawn } = sampling;
+  return { model, prompt, max_tokens: CONTINUE_TOKENS, ...given(drawn) };
 }
 
 /** An answer cut at its <think> tags: [{thought, text, isOpen}]. One that never closed is still being thought. */
@@ -90,12 +107,17 @@ export async function receive(message, parts, onPart, now = () => performance.no
     for await (const part of parts) {
       if (part.open) began = now();
       if (part.text) message.content += speakable(part.text);
+      if (part.reasoning) message.reasoning = (message.reasoning ?? "") + speakable(part.reasoning);
+      if (part.tool_calls) addCallPieces((message.tool_calls ??= []), part.tool_calls);
+      if (part.tokens) (message.tokens ??= []).push(...part.tokens);
       if (part.finish_reason) message.finish_reason = part.finish_reason;
-      if (part.text || part.finish_reason) ended = now();
+      if (part.text || part.reasoning || part.finish_reason) ended = now();
       if (part.usage) {
         message.usage = { ...part.usage, completion_tokens: earlier + part.usage.completion_tokens };
         message.tokensPerSecond = speed(part.usage.completion_tokens, (ended ?? now()) - began);
       }
+      const { tokens_per_s: rate, first_token_s: first } = part.timings ?? {};
+      if (part.timings) message.speed = given({ tokens_per_s: rate, first_token_s: first });
       onPart(part);
     }
     message.finish_reason ??= "stop";

@@ -37,6 +37,9 @@ export function dataOf(element, name) {
   return text ? JSON.parse(text) : null;
 }
 
+/** Whether a key belongs to an input method: an Enter that picks a word is not meant for us. Safari says so only by its code. */
+export const isComposing = (event) => event.isComposing || event.keyCode === 229;
+
 /** Put every <time> that the server wrote into the reader's own time; data-ago says how long ago. */
 export function localTimes(root) {
   for (const element of root.querySelectorAll("time[datetime]")) {

@@ -1,8 +1,9 @@
 // What a model says as formatted text. Its words are hostile: HTML in them is shown, never run; nothing is loaded from
-// anywhere. Two walls: toHtml() writes only harmless tags, DOMPurify lets only these through.
+// anywhere. Two walls: toBlocks() writes only harmless tags, DOMPurify lets only these through.
 
-import DOMPurify from "dompurify";
 import { Marked } from "marked";
+import { mathExtensions } from "./math-marks.js";
+import { purifier } from "./purify.js";
 
 const SAFE_LINK = /^(?:https?:\/\/|mailto:)/i;
 // More is shown as it is: formatting would hold up the page. The time for emphasis grows with the square of its marks,
@@ -14,7 +15,17 @@ const TOO_BLANK = /[ \t]{1000}/;
 const TOO_NESTED = /^(?:[ \t]*(?:>|(?:[-+*]|\d{1,9}[.)])[ \t])){50}/m;
 const ESCAPES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
 const TAGS = ["p", "br", "hr", "strong", "em", "del", "code", "pre", "blockquote", "ul", "ol", "li", "h3", "h4",
-              "h5", "h6", "table", "thead", "tbody", "tr", "th", "td", "a"];
+              "h5", "h6", "table", "thead", "tbody", "tr", "th", "td", "a", "span"];
+// what a class may say: the language of a code block that lib/code-colours.js knows, and formulas
+const CLASSES = /^(?:language-[a-z]+(?: unfinished)?|unfinished|math(?: display)?)$/;
+const MOST_FORMULAS = 300;
+const LANGUAGES = {
+  python: "python py python3", javascript: "javascript js jsx ts typescript mjs node", json: "json jsonl json5",
+  bash: "bash sh shell zsh console", xml: "html xml svg xhtml", css: "css scss", sql: "sql sqlite postgresql mysql",
+  cpp: "cpp c c++ cc h hpp cuda",
+};
+const LANGUAGE_OF = new Map(Object.entries(LANGUAGES).flatMap(([name, words]) => words.split(" ").map((word) => [word, name])));
+const CLOSED_FENCE = /\n {0,3}(?:`{3,}|~{3,})[ \t]*\n*$/;
 
 const ENTITY_OR_SPECIAL = /&(?:#\d{1,7}|#x[0-9a-f]{1,6}|[a-z][a-z0-9]{1,31});|[&<>"']/gi;
 
@@ -56,7 +67,12 @@ const marked = new Marked({
       const level = Math.min(depth + 2, 6);
       return `<h${level}>${this.parser.parseInline(tokens)}</h${level}>\n`;
     },
-    code: ({ text }) => `<pre><code>${escape(text)}</code></pre>\n`,
+    code({ text, lang, raw, codeBlockStyle }) {
+      const language = LANGUAGE_OF.get(/^[\w+]*/.exec(lang ?? "")[0].toLowerCase());
+      const isOpen = codeBlockStyle !== "indented" && !CLOSED_FENCE.test(raw);
+      const classes = [language && `language-${language}`, isOpen && "unfinished"].filter(Boolean).join(" ");
+      return `<pre><code${classes ? ` class="${classes}"` : ""}>${escape(text)}</code></pre>\n`;
+    },
     checkbox: ({ checked }) => (checked ? "☑ " : "☐ "),
     tablecell({ tokens, header }) {
       const tag = header ? "th" : "td";
@@ -65,45 +81,47 @@ const marked = new Marked({
   },
 });
 
-/** HTML of harmless tags only; null where the text is too much or too twisted to format. */
-export function toHtml(text) {
+marked.use({
+  extensions: mathExtensions((raw, isDisplay) => `<span class="math${isDisplay ? " display" : ""}">${escape(raw)}</span>`),
+});
+
+/**
+ * HTML of harmless tags only, a piece for each block of the text; null where the text is too much or too twisted to
+ * format. While a text grows its earlier blocks stay the same, so that what was made of them can stay too.
+ */
+export function toBlocks(text) {
   if (text.length > MOST_CHARACTERS || TOO_BLANK.test(text) || TOO_NESTED.test(text)) return null;
   if ((text.match(/[*_~]/g)?.length ?? 0) > MOST_MARKS) return null;
+  if ((text.match(/\$|\\[([]/g)?.length ?? 0) > 2 * MOST_FORMULAS) return null;
   try {
-    return marked.parse(text);
+    const groups = [];
+    for (const token of marked.lexer(text)) {
+      const last = groups.at(-1);
+      if (last && token.type === "text" && last.at(-1).type === "text") last.push(token); // one paragraph of them all
+      else groups.push([token]);
+    }
+    return groups.map((tokens) => marked.parser(tokens)).filter((html) => html.trim());
   } catch {
     return null; // nested deeper than the parser can follow
   }
 }
 
-let purifier = null;
+/** The whole text as HTML, or null. */
+export const toHtml = (text) => toBlocks(text)?.join("") ?? null;
 
-function purify(html) {
-  if (purifier === null) {
-    purifier = DOMPurify(window);
-    purifier.addHook("afterSanitizeAttributes", (node) => {
-      if (node.nodeName === "A") {
-        if (safeLink(node.getAttribute("href")) === null) node.removeAttribute("href");
-        node.setAttribute("target", "_blank");
-        node.setAttribute("rel", "noopener noreferrer nofollow");
-      }
-      if (["PRE", "TABLE"].includes(node.nodeName)) node.setAttribute("tabindex", "0"); // they scroll, so keys reach them
-    });
-  }
-  return purifier.sanitize(html, {
-    ALLOWED_TAGS: TAGS, ALLOWED_ATTR: ["href", "start"], ADD_URI_SAFE_ATTR: ["start"], ALLOW_DATA_ATTR: false,
-    ALLOW_ARIA_ATTR: false, ALLOWED_URI_REGEXP: SAFE_LINK, RETURN_DOM_FRAGMENT: true,
-  });
-}
-
-/** @returns {DocumentFragment} `text` formatted */
-export function markdown(text) {
-  const html = toHtml(text);
-  if (html !== null) return purify(html);
-  const fragment = document.createDocumentFragment();
-  const plain = document.createElement("p");
-  plain.className = "as-is";
-  plain.textContent = text;
-  fragment.append(plain);
-  return fragment;
-}
+/** @returns {DocumentFragment} what a piece of toBlocks() stands for */
+export const blockNodes = purifier({
+  ALLOWED_TAGS: TAGS, ALLOWED_ATTR: ["href", "start", "class"], ADD_URI_SAFE_ATTR: ["start"], ALLOWED_URI_REGEXP: SAFE_LINK,
+}, {
+  uponSanitizeAttribute: (node, attribute) => {
+    if (attribute.attrName === "class" && !CLASSES.test(attribute.attrValue)) attribute.keepAttr = false;
+  },
+  afterSanitizeAttributes: (node) => {
+    if (node.nodeName === "A") {
+      if (safeLink(node.getAttribute("href")) === null) node.removeAttribute("href");
+      node.setAttribute("target", "_blank");
+      node.setAttribute("rel", "noopener noreferrer nofollow");
+    }
+    if (["PRE", "TABLE"].includes(node.nodeName)) node.setAttribute("tabindex", "0"); // they scroll, so keys reach them
+  },
+});

@@ -112,6 +112,7 @@ export class RunFeed extends EventTarget {
       this.load();
       this.#tell("restart");
     } else {
+      if (type === "state" && data.state) this.run = { ...this.run, state: data.state, desired: data.desired };
       this.#tell(type, data);
     }
     if (type !== "snapshot") this.#tell("any");

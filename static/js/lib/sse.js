@@ -94,9 +94,35 @@ export async function* chunks(stream) {
   }
 }
 
+/** {token, logprob, bytes, top_logprobs} of every token that a choice brings; completions say it in OpenAI's older shape. */
+export function tokensOf(choice) {
+  const said = choice?.logprobs;
+  if (Array.isArray(said?.content)) return said.content;
+  if (!Array.isArray(said?.tokens)) return [];
+  return said.tokens.map((name, place) => ({
+    ...named(name, said.token_logprobs?.[place] ?? null),
+    top_logprobs: Object.entries(said.top_logprobs?.[place] ?? {}).sort(([, a], [, b]) => b - a).map(
+      ([other, logprob]) => named(other, logprob)),
+  }));
+}
+
+/** A token by its name in the older shape, where `bytes:\xe4` is one that holds a part of a character. */
+function named(name, logprob) {
+  const bytes = /^bytes:((?:\\x[0-9a-f]{2})+)$/.exec(name)?.[1].match(/[0-9a-f]{2}/g).map((pair) => parseInt(pair, 16));
+  return { token: bytes ? "\ufffd" : name, logprob, bytes: bytes ?? [...new TextEncoder().encode(name)] };
+}
+
+/** A piece of a call as it is streamed: the first has id and name, the others more of the arguments' JSON text. */
+const callPiece = ({ index, id, function: called }, place) => ({
+  index: index ?? place, ...(id ? { id } : {}), ...(called?.name ? { name: called.name } : {}),
+  ...(called?.arguments ? { arguments: called.arguments } : {}),
+});
+
 /**
- * An answer of /v1/chat/completions or /v1/completions as parts: {open: true} once the model has begun, then {text}
- * any number of times, {finish_reason}, {usage}. An ApiError may say in `retryAfter` when to try again, in seconds.
+ * An answer of /v1/chat/completions or /v1/completions as parts: {open: true} once the model has begun, then any number
+ * of {text}, {reasoning}, {tool_calls: [{index, id?, name?, arguments?}]} (pieces; see addCallPieces) and
+ * {tokens: [{token, logprob, bytes, top_logprobs}]}, then {finish_reason}, {usage} and {timings} {queue_s, prefill_s,
+ * decode_s, tokens_per_s, first_token_s}. An ApiError may say in `retryAfter` when to try again, in seconds.
  */
 export async function* completion(path, body, { signal, fetch = globalThis.fetch } = {}) {
   const asked = { ...body, stream: true, stream_options: { include_usage: true } };
@@ -116,9 +142,28 @@ export async function* completion(path, body, { signal, fetch = globalThis.fetch
   yield { open: true };
   for await (const chunk of chunks(response.body)) {
     const choice = chunk.choices?.[0];
+    const reasoning = choice?.delta?.reasoning_content;
+    if (reasoning) yield { reasoning };
     const text = choice?.delta?.content ?? choice?.text;
     if (text) yield { text };
+    const calls = choice?.delta?.tool_calls;
+    if (calls?.length) yield { tool_calls: calls.map(callPiece) };
+    const tokens = tokensOf(choice);
+    if (tokens.length) yield { tokens };
     if (choice?.finish_reason) yield { finish_reason: choice.finish_reason };
     if (chunk.usage) yield { usage: chunk.usage };
+    if (chunk.timings) yield { timings: chunk.timings };
   }
+}
+
+/** Writes pieces of calls ({tool_calls} of completion()) into `calls`, a list of {id, name, arguments}. */
+export function addCallPieces(calls, pieces) {
+  for (const { index, id, name, arguments: text } of pieces) {
+    if (!Number.isInteger(index) || index < 0 || index > calls.length) continue; // calls come one after the other
+    calls[index] ??= { id: `call_${index}`, name: "", arguments: "" };
+    if (id) calls[index].id = id;
+    if (name) calls[index].name += name;
+    if (text) calls[index].arguments += text;
+  }
+  return calls;
 }

@@ -83,12 +83,16 @@ export class Rate {
   }
 }
 
-/** How far a sending is, in words: "3 MB of 9 MB · 1 MB a second · 6 s left". */
+/** How far a sending is, in words. */
 export function sendingWords(rate, sent, total) {
-  if (sent >= total) return t("Sent. The studio is putting it away.");
-  const words = [t("%(done)s of %(total)s", { done: bytes(sent), total: bytes(total) })];
+  return sent >= total ? t("Sent. The studio is putting it away.") : progressWords(rate, sent, total);
+}
+
+/** How far something is that counts bytes: "3 MB of 9 MB · 1 MB a second · 6 s left". */
+export function progressWords(rate, done, total) {
+  const words = [t("%(done)s of %(total)s", { done: bytes(done), total: bytes(total) })];
   if (rate.perSecond) words.push(t("%(speed)s a second", { speed: bytes(rate.perSecond) }));
-  const left = rate.left(total);
+  const left = done < total ? rate.left(total) : null;
   if (left !== null) words.push(t("%(time)s left", { time: duration(left) }));
   return words.join(" · ");
 }

@@ -1,8 +1,9 @@
-// What every page has: menu, colours, language, local times, the word about the connection.
+// What every page has: menu, colours, language, local times, the word about the connection, drafts that go along.
 
 import "../elements/connection-banner.js";
 import "../elements/toast-stack.js";
 import { localTimes } from "../lib/dom.js";
+import { takeDrafts } from "../lib/drafts.js";
 
 const YEAR_S = 31_536_000;
 
@@ -32,3 +33,4 @@ document.querySelector("[data-language-select]")?.addEventListener("change", (ev
 });
 
 localTimes(document);
+takeDrafts();

@@ -1,8 +1,10 @@
 // The pattern page: the few pieces that need a script to be seen.
 
+import "../elements/chat-message.js";
 import "../elements/copy-button.js";
 import "../elements/metric-chart.js";
 import { toast, toastError } from "../elements/toast-stack.js";
+import { MESSAGES } from "../lib/pattern-messages.js";
 
 const STEPS = Array.from({ length: 120 }, (_, index) => index + 1);
 const LOSS = STEPS.map((step) => (step === 60 ? null : 8 / Math.sqrt(step) + (step === 90 ? 4 : 0)));
@@ -24,4 +26,11 @@ for (const isEmpty of [false, true]) {
   document.querySelector("[data-charts]").append(chart);
   chart.draw([isEmpty ? { x: [], values: [] } : { x: STEPS, values: LOSS }],
              { isLog: false, axisLabel: "Step", range: null, marks: isEmpty ? [] : [40, 80, 120], note: isEmpty ? "…" : "120" });
+}
+
+for (const [message, view] of MESSAGES) {
+  const element = document.createElement("chat-message");
+  document.querySelector("[data-messages]").append(element);
+  element.show(message, view);
+  if (message.tokens) element.querySelector('[data-action="tokens"]').click();
 }

@@ -1,0 +1,3 @@
+// Models side by side.
+
+import "../elements/compare-page.js";

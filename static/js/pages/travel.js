@@ -1,0 +1,3 @@
+// Sliding through the checkpoints of a run with one prompt.
+
+import "../elements/travel-page.js";

@@ -1,0 +1,3 @@
+// Votes: who wins, and what to learn from them.
+
+import "../elements/compare-votes.js";
