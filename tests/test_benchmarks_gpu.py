@@ -34,6 +34,7 @@ def test_without_a_gpu_it_says_so() -> None:
     assert "PyTorch sees no CUDA device on this machine. Use --device cpu or auto" in done.stderr
 
 
+@pytest.mark.slow  # ten seconds of both cores
 def test_it_runs_on_a_cpu(tmp_path: Path) -> None:
     data = write_texts(tmp_path / "data.jsonl", count=200)
     done = bench("--device", "cpu", "--preset", "tiny-cpu", "--steps", 1, "--compile", "off", "--rows", 1, 2, "--data",

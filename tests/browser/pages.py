@@ -19,7 +19,7 @@ SERIOUS = ("serious", "critical")
 
 
 def give_up(why: str) -> None:
-    """Skip, loudly. (Where the browser tests must run, ``conftest.py`` makes a failure of it.)"""
+    """Skip, loudly. (Where nothing may be left out, ``tests/conftest.py`` makes a failure of it.)"""
     pytest.skip(f"THE PAGES WERE NOT TESTED IN A BROWSER: {why}")
 
 

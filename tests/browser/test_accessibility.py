@@ -123,6 +123,7 @@ def test_every_page_is_for_everybody(visitor: Page, studio: RunningStudio, paths
     assert not any(found.values()), "\n".join(f"{path}: {flaw}" for path, all in found.items() for flaw in all)
 
 
+@pytest.mark.slow  # half a minute on every page's every element
 def test_everything_is_reached_by_tab(visitor: Page, paths: list[str]) -> None:
     found = []
     for path in paths:

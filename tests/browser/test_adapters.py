@@ -126,3 +126,49 @@ def test_an_adapter_is_brought_in_chosen_and_taken_along(page: Page, studio: Run
         assert archive.read(weights) == (peft / "adapter_model.safetensors").read_bytes()
     page.get_by_role("button", name="Adapter for MiniMind").click()
     expect(page.get_by_text("Upstream has adapters beside q_proj and o_proj alone")).to_be_visible(timeout=60_000)
+
+
+def test_an_export_is_made_listed_and_deleted(page: Page, studio: RunningStudio, peft: Path) -> None:
+    """Its size is told before; what runs it is there to copy; one that waits can be cancelled."""
+    page.goto("/checkpoints")
+    menu = page.get_by_role("group", name="Export step 20 of Plain words")
+    page.get_by_role("button", name="Export step 20 of Plain words").click()
+    expect(menu.get_by_role("button", name="GGUF file, small")).to_contain_text("about 48.2 kB")
+    menu.get_by_role("button", name="GGUF file, small").click()
+    expect(menu.get_by_role("link", name="Download GGUF file, small")).to_be_visible(timeout=60_000)
+    menu.get_by_text("Modelfile", exact=True).click()
+    with page.expect_download() as download:
+        menu.get_by_role("link", name="Download", exact=True).click()
+    assert download.value.suggested_filename == "Plain-words-step-20-q8_0.Modelfile"
+    assert download.value.path().read_text().startswith("FROM ./Plain-words-step-20-q8_0.gguf\n")
+    page.route("**/api/v1/exports/*", lambda route: route.fulfill(json={**made, "state": "running", "progress": {
+        "done": 3_000_000, "total": 9_000_000, "unit": "bytes", "message": "Writing the weights"}}))
+    [made] = [one for one in studio.client.get("/exports")["items"] if one["format"] == "gguf"]
+    page.route("**/api/v1/checkpoints/*/export", lambda route: route.fulfill(status=202, json={
+        **made, "state": "running", "progress": {}}))
+    menu.get_by_role("button", name="GGUF file, small").click()
+    expect(menu.get_by_text("Writing the weights · 3 MB of 9 MB")).to_be_visible()
+    assert menu.get_by_role("progressbar").get_attribute("value") == "3000000"
+    page.route("**/api/v1/jobs/*/cancel", lambda route: route.fulfill(status=202, json={}))
+    menu.get_by_role("button", name="Cancel the export").click()
+    page.route("**/api/v1/exports/*", lambda route: route.fulfill(json={**made, "state": "failed", "error": {
+        "message": "Cancelled.", "hint": None}}))
+    expect(menu.get_by_text("It was cancelled.")).to_be_visible()
+    page.unroute_all()
+
+    menu.get_by_role("link", name="Exports made of it").click()
+    expect(page.get_by_role("heading", level=1, name="Exports")).to_be_visible()
+    row = page.get_by_role("row", name="Plain-words-step-20-q8_0.gguf")
+    row.get_by_text("How to run it").click()
+    expect(row.get_by_text("llama-server -m Plain-words-step-20-q8_0.gguf")).to_be_visible()
+    for width, scheme in ((390, "dark"), (1440, "light")):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        assert not axe(page), "\n".join(axe(page))
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    with page.expect_download() as download:
+        row.get_by_role("link", name="Download Plain-words-step-20-q8_0.gguf").click()
+    assert download.value.path().stat().st_size == made["bytes"]
+    row.get_by_role("button", name="Delete the export").click()
+    expect(page.get_by_text("Nothing has been exported yet")).to_be_visible()
+    assert made["id"] not in [one["id"] for one in studio.client.get("/exports")["items"]]

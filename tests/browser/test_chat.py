@@ -8,65 +8,19 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, Route, expect
 
-from app.core.db import engine_for, session_factory, transaction
-from app.core.models import LOCAL_ADMIN_ID, Checkpoint, Event, Run
+from tests.browser.chat_rig import BASE, CHAT, MODEL, TUNED, answers, ask, asked, finished, kept, make_models
 from tests.browser.pages import Problems, axe
 from tests.integration.studio import RunningStudio
-
-TUNED, BASE = "ckpttuned", "ckptbase"
-CHAT = re.compile(r"/chat/[\w-]{12}$")
-#: answers to every question, one word each 20 ms; window.asked has the requests, window.answer the next text
-MODEL = """(() => {
-  const real = window.fetch;
-  window.asked = [];
-  window.answer = "It is a **small** answer.";
-  window.pauseMs = 20;
-  window.fetch = async (path, options) => {
-    if (!String(path).startsWith("/v1/")) return real(path, options);
-    const body = JSON.parse(options.body);
-    window.asked.push({ path, body });
-    const chat = path.includes("chat");
-    const words = window.answer.match(/\\S+\\s*|\\s+/g) ?? [];
-    const lines = words.map((text) => ({ choices: [chat ? { delta: { content: text } } : { text }] }));
-    lines.push({ choices: [{ delta: {}, text: "", finish_reason: "stop" }] });
-    lines.push({ choices: [], usage: { prompt_tokens: 7, completion_tokens: words.length, total_tokens: 0 } });
-    const encoder = new TextEncoder();
-    return new Response(new ReadableStream({
-      async pull(controller) {
-        await new Promise((resolve) => setTimeout(resolve, window.pauseMs));
-        if (options.signal.aborted) return controller.error(new DOMException("stopped", "AbortError"));
-        if (!lines.length) {
-          controller.enqueue(encoder.encode("data: [DONE]\\n\\n"));
-          return controller.close();
-        }
-        controller.enqueue(encoder.encode(`data: ${JSON.stringify(lines.shift())}\\n\\n`));
-      },
-    }));
-  };
-})()"""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def models(studio: RunningStudio) -> None:
-    """Two runs with a checkpoint each: one that continues text, and a newer one that was taught to answer."""
-    url = studio.database_url
-    with transaction(session_factory(url)) as session:
-        at = time.time()
-        for name, stage, checkpoint in (("Base", "pretrain", BASE), ("Tuned", "sft", TUNED)):
-            session.add(Run(id=f"run{stage}", name=name, user_id=LOCAL_ADMIN_ID, stage=stage, config={}, devices="auto",
-                            state="completed", created_at=at, updated_at=at, ended_at=at))
-            session.flush()
-            session.add(Checkpoint(id=checkpoint, run_id=f"run{stage}", attempt=1, stage=stage, step=20, tokens=1,
-                                   bytes=1, eval_loss=1.5, path="/nowhere", state="ready", created_at=at))
-        session.add(Event(topic="run:runsft", seq=1, type="sample", attempt=1, t=at, step=20, tokens=1, data={
-            "prompt": "Who are you?", "text": "I am.", "prompt_index": 0}))
-    engine_for(url).dispose()
+    make_models(studio)
 
 
 @pytest.fixture
@@ -74,35 +28,6 @@ def chat(page: Page) -> Iterator[Page]:
     page.add_init_script(MODEL)
     page.goto("/chat")
     yield page
-
-
-def ask(page: Page, text: str) -> None:
-    page.get_by_label("Your message").fill(text)
-    page.keyboard.press("Enter")
-
-
-def answers(page: Page):
-    return page.locator(".message.assistant .said")
-
-
-def finished(page: Page, count: int) -> None:
-    expect(answers(page)).to_have_count(count)
-    expect(page.get_by_role("button", name="Stop")).to_be_hidden()
-
-
-def kept(page: Page, studio: RunningStudio, text: str, count: int) -> None:
-    """Wait until the studio has ``count`` messages of the open conversation, the last one with ``text`` and an end."""
-    deadline = time.monotonic() + 10
-    messages: list[dict] = []
-    while len(messages) != count or text not in messages[-1]["content"] or not messages[-1]["finish_reason"]:
-        assert time.monotonic() < deadline, messages
-        page.wait_for_timeout(50)
-        if CHAT.search(page.url):
-            messages = studio.client.get(f"/conversations/{page.url.rpartition('/')[2]}")["messages"]
-
-
-def asked(page: Page) -> dict:
-    return page.evaluate("window.asked.at(-1)")
 
 
 def test_what_is_sent_before_the_scripts_are_here_is_sent(page: Page) -> None:
@@ -152,7 +77,7 @@ def test_a_talk(chat: Page, studio: RunningStudio) -> None:
     assert not axe(page), "\n".join(axe(page))
 
     page.evaluate("window.answer = '<think>Let me see.</think>Another one.'")
-    page.get_by_role("button", name="Answer again").click()
+    page.get_by_role("button", name="Answer again").last.click()
     expect(page.get_by_role("button", name="Stop")).to_be_focused()
     expect(answers(page).nth(1)).to_contain_text("Another one.")
     finished(page, 2)
@@ -163,11 +88,18 @@ def test_a_talk(chat: Page, studio: RunningStudio) -> None:
     expect(thought).to_be_visible()
 
     page.get_by_role("button", name="Edit this message").first.click()
-    expect(page.get_by_text("The 3 messages after this one will be removed.")).to_be_visible()
     page.get_by_role("textbox", name="Edit this message").fill("Who else?")
     page.get_by_role("button", name="Send again").click()
     finished(page, 1)
     assert asked(page)["body"]["messages"] == [{"role": "user", "content": "Who else?"}]
+    page.locator(".message.user").get_by_role("button", name="Branch before this one").click()
+    expect(page.locator(".message.user .said").first).to_have_text("Who are you?")
+    expect(answers(page)).to_have_count(2)  # what was said there is still there
+    page.get_by_label("Your message").fill("half a thought")
+    page.wait_for_timeout(2500)
+    page.reload()
+    expect(page.get_by_label("Your message")).to_have_value("half a thought")
+    expect(answers(page)).to_have_count(2)
 
 
 def test_settings_title_and_deletion(chat: Page, studio: RunningStudio) -> None:
@@ -261,6 +193,25 @@ def test_what_fails_is_said_and_nothing_is_lost(page: Page, problems: Problems, 
     expect(answers(page)).to_have_text("All is well.")
 
 
+def test_a_reload_in_the_middle_of_an_answer_goes_on_with_it(chat: Page, studio: RunningStudio) -> None:
+    page = chat
+    page.evaluate("window.answer = 'word '.repeat(500)")
+    ask(page, "Tell me everything")
+    expect(page).to_have_url(CHAT)
+    expect(answers(page)).to_contain_text("word word word")
+    page.wait_for_timeout(300)
+    page.reload()
+    finished(page, 1)
+    kept(page, studio, "It is a **small** answer.", 2)
+    body = asked(page)["body"]
+    assert body["continue_final_message"] is True and body["messages"][-1]["content"].startswith("word word")
+    page.get_by_label("Search your chats").fill("small ANSWER")
+    expect(page.locator(".chat-excerpt").first).to_contain_text("small")
+    page.get_by_role("button", name="Branch from here").first.click()
+    expect(answers(page)).to_have_count(0)
+    expect(page.locator(".message.user .said")).to_have_text("Tell me everything")
+
+
 def test_two_tabs(chat: Page, context: BrowserContext, problems: Problems, studio: RunningStudio) -> None:
     problems.allow("status of 409")
     ask(chat, "First")
@@ -293,6 +244,303 @@ def test_two_tabs(chat: Page, context: BrowserContext, problems: Problems, studi
     other.keyboard.press("Escape")
     other.evaluate("dispatchEvent(new Event('focus'))")
     expect(other.locator(".message.user .said").nth(2)).to_have_text("No, mine")
+
+
+def piece(finish: str | None = None, **delta: object) -> dict:
+    return {"choices": [{"delta": delta, "finish_reason": finish}]}
+
+
+def test_an_input_method_sends_nothing(chat: Page, context: BrowserContext) -> None:
+    """Chinese as it is typed: letters that are composed, an Enter that takes the word, and one that sends."""
+    page = chat
+    keys = context.new_cdp_session(page)
+
+    def enter_of_the_method(*, word: str) -> None:
+        key = {"key": "Process", "code": "Enter", "windowsVirtualKeyCode": 229}
+        keys.send("Input.imeSetComposition", {"text": "ni hao", "selectionStart": 6, "selectionEnd": 6})
+        keys.send("Input.dispatchKeyEvent", {"type": "rawKeyDown", **key})
+        keys.send("Input.insertText", {"text": word})
+        # Safari hands it over behind the word, as an Enter that only its code tells from another one
+        keys.send("Input.dispatchKeyEvent", {"type": "rawKeyDown", **key, "key": "Enter"})
+        keys.send("Input.dispatchKeyEvent", {"type": "keyUp", **key})
+
+    field = page.get_by_label("Your message")
+    field.focus()
+    enter_of_the_method(word="你好")
+    expect(field).to_have_value("你好")
+    keys.send("Input.imeSetComposition", {"text": "ma", "selectionStart": 2, "selectionEnd": 2})
+    page.keyboard.press("Enter")
+    page.keyboard.press("Alt+r")
+    assert page.evaluate("window.asked.length") == 0
+    keys.send("Input.imeSetComposition", {"text": "", "selectionStart": 0, "selectionEnd": 0})
+    field.fill("你好吗")
+    page.keyboard.press("Enter")
+    finished(page, 1)
+    expect(page.locator(".message.user .said")).to_have_text("你好吗")
+    assert asked(page)["body"]["messages"] == [{"role": "user", "content": "你好吗"}]
+
+    page.get_by_role("button", name="Edit this message").click()
+    enter_of_the_method(word="们")
+    expect(page.get_by_role("textbox", name="Edit this message")).to_have_value("你好吗们")
+    page.keyboard.press("Escape")
+    expect(page.locator(".message.user .said")).to_have_text("你好吗")
+    assert page.evaluate("window.asked.length") == 1
+
+    page.get_by_role("button", name="Rename").click()
+    enter_of_the_method(word="题")
+    expect(page.get_by_role("textbox", name="Title")).to_have_value("题")
+    expect(page.get_by_role("dialog", name="Rename this chat")).to_be_visible()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("题")
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Name of the preset").focus()
+    enter_of_the_method(word="名")
+    expect(page.get_by_label("Name of the preset")).to_have_value("名")
+    expect(page.get_by_role("dialog", name="How it answers")).to_be_visible()
+    page.get_by_role("button", name="Done").click()
+    searches: list[str] = []
+    page.on("request", lambda request: searches.append(request.url) if "q=" in request.url else None)
+    page.get_by_label("Search your chats").focus()
+    keys.send("Input.imeSetComposition", {"text": "ni", "selectionStart": 2, "selectionEnd": 2})
+    page.wait_for_timeout(400)
+    assert not searches, "half a word is not searched for"
+    enter_of_the_method(word="你好")
+    expect(page.locator(".chat-excerpt").first).to_have_text("你好吗")
+
+
+@pytest.mark.slow  # browser tests have ten minutes
+def test_presets_are_kept_chosen_and_deleted(chat: Page, studio: RunningStudio) -> None:
+    page = chat
+    page.get_by_role("button", name="Settings").click()
+    dialog = page.get_by_role("dialog", name="How it answers")
+    preset, name = dialog.get_by_label("Preset", exact=True), dialog.get_by_label("Name of the preset")
+    dialog.get_by_label("Temperature").fill("0.3")
+    dialog.get_by_label("System prompt").fill("Speak like a pirate.")
+    name.fill("Pirate <b>")
+    dialog.get_by_role("button", name="Save as new").click()
+    expect(preset.locator("option:checked")).to_have_text("Pirate <b>")
+    preset.select_option("Daring")
+    expect(dialog.get_by_label("Temperature")).to_have_value("1.2")
+    expect(dialog.get_by_label("System prompt")).to_have_value("Speak like a pirate.")
+    expect(dialog.get_by_role("button", name="Delete preset")).to_be_hidden()
+    dialog.get_by_role("button", name="Back to the defaults").click()
+    page.get_by_role("button", name="Done").click()
+    page.reload()
+    page.get_by_role("button", name="Settings").click()
+    preset.select_option("Pirate <b>")
+    expect(dialog.get_by_label("Temperature")).to_have_value("0.3")
+    dialog.get_by_label("Temperature").fill("0.4")
+    dialog.get_by_role("button", name="Update").click()
+    name.fill("Corsair")
+    dialog.get_by_role("button", name="Rename").click()
+    expect(preset.locator("option:checked")).to_have_text("Corsair")
+    assert [(p["name"], p["sampling"], p["system"]) for p in studio.client.get("/chat/presets")["items"]] == [
+        ("Corsair", {**dict.fromkeys(p["sampling"]), "temperature": 0.4}, "Speak like a pirate.")
+        for p in studio.client.get("/chat/presets")["items"]]
+    page.get_by_role("button", name="Done").click()
+    ask(page, "Who goes there?")
+    finished(page, 1)
+    body = asked(page)["body"]
+    assert (body["temperature"], body["messages"][0]["content"]) == (0.4, "Speak like a pirate.")
+    page.get_by_role("button", name="Settings").click()
+    preset.select_option("Corsair")
+    dialog.get_by_role("button", name="Delete preset").click()
+    expect(preset.get_by_role("option", name="Corsair")).to_have_count(0)
+    assert studio.client.get("/chat/presets")["items"] == []
+
+
+def test_tools_are_called_and_what_came_of_it_is_shown(chat: Page, studio: RunningStudio, problems: Problems) -> None:
+    page = chat
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Tools: it may calculate").check()
+    page.get_by_role("button", name="Done").click()
+    call = {"index": 0, "id": "call_1", "type": "function",
+            "function": {"name": "calculate_math", "arguments": '{"expression": "6*7"}'}}
+    page.evaluate("script => { window.script = script }", [
+        [piece(reasoning_content="It wants a product."), piece(tool_calls=[call]), piece("tool_calls")],
+        [piece(content="It is 42."), piece("stop")]])
+    ask(page, "What is 6 times 7?")
+    expect(page.locator(".message.assistant")).to_have_count(2)
+    finished(page, 2)
+    shown = page.get_by_role("group", name="Call of calculate_math")
+    expect(shown).to_contain_text('expression: "6*7"')
+    expect(shown).to_contain_text('"result": "42"')
+    expect(answers(page).last).to_have_text("It is 42.")
+    body = asked(page)["body"]
+    assert "calculate_math" in [tool["function"]["name"] for tool in body["tools"]]
+    assert [m["role"] for m in body["messages"]] == ["user", "assistant", "tool"]
+    assert not axe(page), "\n".join(axe(page))
+    kept(page, studio, "It is 42.", 4)
+    problems.allow("net::ERR_FAILED")
+    page.route("**/api/v1/tools", lambda route: route.abort())
+    page.reload()
+    expect(shown).to_contain_text('"result": "42"')
+    expect(page.get_by_role("button", name="Answer again")).to_have_count(1)
+    ask(page, "And 6 times 8?")
+    expect(page.get_by_text("The model was not asked, because its tools could not be loaded")).to_be_visible()
+    assert page.evaluate("window.asked.length") == 0
+    page.unroute("**/api/v1/tools")
+    page.get_by_role("button", name="Try again").click()
+    expect(answers(page).last).to_have_text("It is a small answer.")
+
+
+def test_every_key_has_its_work(chat: Page, context: BrowserContext, studio: RunningStudio) -> None:
+    page = chat
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.evaluate("script => { window.script = script }", [
+        [piece(content="One, two,"), piece("length")], [piece(content=" three."), piece("stop")]])
+    ask(page, "Count")
+    expect(page.locator(".message.assistant")).to_contain_text("cut off at the limit")
+    page.get_by_role("button", name="Go on").click()
+    expect(answers(page)).to_have_text("One, two, three.")
+    finished(page, 1)
+    expect(page.get_by_role("button", name="Go on")).to_have_count(0)
+    assert asked(page)["body"]["continue_final_message"] is True
+    page.evaluate("window.answer = '```python\\nprint(1)\\n```\\nThat $x^2$ is it.'")
+    ask(page, "More")
+    finished(page, 2)
+    spoken = page.locator("[data-spoken]")
+    expect(spoken).to_have_text(re.compile(r"print\(1\)\s+That .*x\^2.* is it"))
+    assert "Copy" not in spoken.inner_text() and "Python" not in spoken.inner_text()
+
+    page.evaluate("window.answer = 'Uno.'")
+    page.get_by_role("button", name="Answer again").first.click()  # an older answer: its branch is shown
+    expect(answers(page)).to_have_text(["Uno."])
+    finished(page, 1)
+    assert [m["content"] for m in asked(page)["body"]["messages"]] == ["Count"]
+    page.keyboard.press("Alt+j")
+    expect(answers(page).first).to_have_text("One, two, three.")
+    expect(answers(page)).to_have_count(2)
+    page.evaluate("window.answer = 'Dos.'")
+    page.get_by_label("Your message").focus()
+    page.keyboard.press("Alt+r")
+    expect(answers(page)).to_have_text(["One, two, three.", "Dos."])
+    finished(page, 2)
+    page.keyboard.press("Alt+c")
+    expect(page.get_by_role("status").filter(has_text="Copied.")).to_be_attached()
+    assert page.evaluate("navigator.clipboard.readText()") == "Dos."
+    page.keyboard.press("Alt+j")
+    expect(answers(page).last).to_contain_text("print(1)")
+    page.keyboard.press("Alt+l")
+    expect(answers(page)).to_have_text(["One, two, three.", "Dos."])
+    page.get_by_role("button", name="Delete branch").last.click()
+    expect(answers(page).last).to_contain_text("print(1)")
+    page.keyboard.press("Alt+u")
+    expect(page.get_by_role("textbox", name="Edit this message")).to_be_focused()
+    expect(page.get_by_role("textbox", name="Edit this message")).to_have_value("More")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Alt+k")
+    expect(page.get_by_label("Search your chats")).to_be_focused()
+    page.keyboard.type("?")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.keyboard.press("Alt+m")
+    expect(page.get_by_label("Your message")).to_be_focused()
+    page.keyboard.press("Control+/")
+    dialog = page.get_by_role("dialog", name="Keyboard shortcuts")
+    expect(dialog).to_contain_text("Alt+R")
+    assert not axe(page), "\n".join(axe(page))
+    page.keyboard.press("Alt+r")  # behind a dialog nothing is done
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    finished(page, 2)
+    page.get_by_role("heading", level=1).click()
+    page.keyboard.press("?")
+    expect(dialog).to_be_visible()
+    dialog.get_by_role("button", name="Close").click()
+    page.get_by_role("button", name="Keyboard shortcuts").click()
+    expect(dialog).to_be_visible()
+    page.keyboard.press("Escape")
+    page.keyboard.press("Alt+n")
+    page.wait_for_url(re.compile(r"/chat\?checkpoint="))
+    expect(answers(page)).to_have_count(0)
+
+
+@pytest.mark.slow  # browser tests have ten minutes
+def test_a_draft_goes_along_with_links(chat: Page, studio: RunningStudio) -> None:
+    page = chat
+    first, second = (studio.client.post("/conversations", {"title": name, "messages": [
+        {"role": "user", "content": name}]})["id"] for name in ("First talk", "Second talk"))
+    page.goto(f"/chat/{first}")
+    page.get_by_label("Your message").fill("half a thought")
+    page.locator("chat-list").get_by_role("link", name="Second talk").click()
+    page.wait_for_url(f"**/chat/{second}")
+    expect(page.get_by_label("Your message")).to_have_value("")
+    page.get_by_role("link", name="Runs", exact=True).click()
+    page.wait_for_url("**/runs")
+    page.get_by_role("link", name="Chat", exact=True).click()
+    page.locator("chat-list").get_by_role("link", name="First talk").click()
+    page.wait_for_url(f"**/chat/{first}")
+    expect(page.get_by_label("Your message")).to_have_value("half a thought")
+    page.keyboard.press("Enter")
+    finished(page, 1)
+    page.go_back()
+    page.wait_for_url(re.compile("/chat$"))
+    page.locator("chat-list").get_by_role("link", name="First talk").click()
+    page.wait_for_url(f"**/chat/{first}")
+    expect(answers(page)).to_have_count(1)
+    expect(page.get_by_label("Your message")).to_have_value("")  # it was sent
+    assert page.evaluate("localStorage.length + sessionStorage.length") == 0
+
+
+def test_a_chat_goes_out_as_a_file_and_comes_back(chat: Page, context: BrowserContext, studio: RunningStudio,
+                                                  problems: Problems) -> None:
+    page = chat
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.evaluate("window.answer = 'Hi **you**.'")
+    ask(page, "Hello\nthere")
+    finished(page, 1)
+    page.evaluate("window.answer = '<script>ran=1</script>中文'")
+    page.get_by_role("button", name="Answer again").click()
+    expect(answers(page)).to_contain_text("中文")
+    finished(page, 1)
+    kept(page, studio, "中文", 3)
+    original = studio.client.get(f"/conversations/{page.url.rpartition('/')[2]}")
+    files = {}
+    for name in ("Markdown", "JSON"):
+        page.get_by_role("button", name="Export").click()
+        with page.expect_download() as download:
+            page.get_by_role("dialog").get_by_role("button", name=name, exact=True).click()
+        files[name] = download.value.path().read_text(encoding="utf-8")
+        assert download.value.suggested_filename == {"Markdown": "Hello.md", "JSON": "Hello.json"}[name]
+    assert files["Markdown"] == ("# Hello\n\n## You\n\nHello\nthere\n\n## Tuned, step 20\n\n"
+                                 "<script>ran=1</script>中文\n")
+    talk = json.loads(files["JSON"])
+    assert (talk["branches"], talk["head"]) == ([{k: v for k, v in m.items() if v is not None}
+                                                for m in original["messages"]], original["head"])
+    assert talk["messages"] == [{"role": "user", "content": "Hello\nthere"},
+                                {"role": "assistant", "content": "<script>ran=1</script>中文"}]
+    page.get_by_role("button", name="Export").click()
+    page.get_by_role("button", name="Copy this chat as Markdown").click()
+    expect(page.get_by_role("status").filter(has_text="Copied.")).to_be_attached()
+    assert page.evaluate("navigator.clipboard.readText()") == files["Markdown"]
+    page.keyboard.press("Escape")
+
+    def bring(name: str, content: str) -> None:
+        with page.expect_file_chooser() as chooser:
+            page.get_by_role("button", name="Import a chat").click()
+        chooser.value.set_files({"name": name, "mimeType": "application/json", "buffer": content.encode()})
+
+    problems.allow("status of 422")
+    for content, said in (("nonsense", "This file is not JSON"), ('{"messages": 3}', "This file holds no conversation"),
+                          ('[{"role": "king", "content": "x"}]', "role")):
+        bring("x.json", content)
+        expect(page.locator("toast-stack .notice").last).to_contain_text("x.json was not imported.")
+        expect(page.locator("toast-stack .notice").last).to_contain_text(said)
+    before = page.url
+    bring("again.json", files["JSON"])
+    page.wait_for_url(lambda url: url != before)
+    expect(answers(page)).to_contain_text("<script>ran=1</script>中文")
+    assert page.evaluate("window.ran") is None
+    again = studio.client.get(f"/conversations/{page.url.rpartition('/')[2]}")
+    assert {k: again[k] for k in ("title", "messages", "head", "sampling", "checkpoint_id")} == {
+        k: original[k] for k in ("title", "messages", "head", "sampling", "checkpoint_id")}
+    page.get_by_role("button", name="Branch before this one").click()
+    expect(answers(page)).to_have_text("Hi you.")
+    hostile = [{"role": "user", "content": payload} for payload in PAYLOADS[:20]]
+    bring("<img src=x onerror=ran=1>.json", json.dumps({"messages": hostile, "title": PAYLOADS[3]}))
+    expect(page.locator(".message.user .said")).to_have_count(len(hostile))
+    expect(page.get_by_role("heading", level=1)).to_have_text(PAYLOADS[3])
+    assert_only_shown(page)
 
 
 def test_on_a_phone(chat: Page) -> None:

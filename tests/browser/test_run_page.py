@@ -15,7 +15,7 @@ from tests.integration.studio import RunningStudio
 HOSTILE = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>"
 #: quick steps without an end
 CONFIG = {"preset": "tiny-cpu", "max_steps": 1_000_000, "hidden_size": 32, "num_hidden_layers": 1, "max_seq_len": 64,
-          "sample_interval": 40, "save_interval": 50, "use_compile": False}
+          "sample_interval": 0, "save_interval": 50, "use_compile": False}
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +97,8 @@ def test_more_curves_open_and_stay_open(page: Page, run: dict) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_samples_and_dialogs(page: Page, run: dict) -> None:
+def test_labels_are_edited_in_a_dialog(page: Page, run: dict) -> None:
     page.goto(f"/runs/{run['id']}")
-    expect(page.locator("sample-timeline dd")).to_have_count(3, timeout=30_000)
     page.get_by_role("button", name="Edit").click()
     page.get_by_label("Name", exact=True).fill("renamed")
     page.get_by_label("Tags").fill("first, second")
@@ -109,6 +108,25 @@ def test_samples_and_dialogs(page: Page, run: dict) -> None:
     page.get_by_role("button", name="Cancel").click()
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+def test_a_model_in_training_is_asked(page: Page, studio: RunningStudio, run: dict) -> None:
+    """It says nothing by itself here. Once it is paused, it cannot be asked."""
+    page.goto(f"/runs/{run['id']}")
+    ask = page.get_by_role("button", name="Ask it now")
+    expect(ask).to_be_visible(timeout=60_000)
+    expect(page.locator("sample-timeline dd")).to_have_count(0)
+    ask.click()
+    expect(page.locator("sample-timeline dd")).to_have_count(3, timeout=30_000)
+    expect(ask).not_to_have_attribute("aria-busy", "true")
+    step = page.locator("sample-timeline output").text_content()
+    ask.click()
+    expect(page.locator("sample-timeline output")).not_to_have_text(step, timeout=30_000)
+    studio.client.post(f"/runs/{run['id']}/pause")
+    expect(ask).to_be_hidden(timeout=30_000)
+    studio.client.wait_run(run["id"], ("paused",))
+    studio.client.post(f"/runs/{run['id']}/resume")
+    expect(ask).to_be_visible(timeout=60_000)
 
 
 def test_what_belongs_to_scripts_outlives_every_change_of_state(page: Page, run: dict) -> None:

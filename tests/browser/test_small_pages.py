@@ -146,7 +146,7 @@ def test_people_put_the_queue_in_their_order(page: Page, studio: RunningStudio, 
     expect(page.locator("ol.queue > li a.wrap").first).to_have_text("Second one")
     assert studio.client.get(f"/runs/{queued['Second one']}")["priority"] == 7
     studio.client.post(f"/runs/{queued['Second one']}/move", {"to": "last"})  # somebody else
-    expect(page.locator("ol.queue > li a.wrap").last).to_have_text("Second one")
+    expect(page.locator("ol.queue > li a.wrap").last).to_have_text("Second one", timeout=20_000)
     expect(priority).to_have_value("0")
     assert not axe(page), "\n".join(axe(page))
     page.set_viewport_size({"width": 390, "height": 844})

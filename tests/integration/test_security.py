@@ -437,9 +437,9 @@ def test_s16_the_session_is_in_a_cookie_that_no_script_sees(login: Answer, studi
         assert not re.search(r"\b(localStorage|sessionStorage|indexedDB|openDatabase)\b", source), path.name
         for written in re.findall(r"document\.cookie\s*=[^;]*", source):
             assert "${cookie}" in written, (path.name, written)
-        if "document.cookie" in source:  # theme and language are all that a script keeps
+        if "document.cookie" in source:  # theme, language and the wish for tokens are all that a script keeps
             kept = re.findall(r'\bkeep\("(\w+)"', source)
-            assert kept and set(kept) <= {"studio_theme", "studio_language"}, (path.name, kept)
+            assert kept and set(kept) <= {"studio_theme", "studio_language", "studio_tokens"}, (path.name, kept)
 
 
 # -- a run that was told to do something else ---------------------------------------------------------------------
