@@ -40,10 +40,12 @@ class Studio:
     """Start, stop, kill and look at one studio; ``client`` talks to it as the local admin.
 
     ``database``: "sqlite" or the URL of a PostgreSQL server, on which a database is made and dropped again;
-    ``redis``: "" for the embedded broker or the URL of a server, of which an empty database number is used.
+    ``redis``: "" for the embedded broker or the URL of a server, of which an empty database number is used;
+    ``threads``: of each process that computes, None: as many as it takes by itself.
     """
 
-    def __init__(self, data_dir: Path, *, database: str = "sqlite", redis: str = "", **env: str):
+    def __init__(self, data_dir: Path, *, database: str = "sqlite", redis: str = "", threads: int | None = 1,
+                 **env: str):
         self.data_dir = data_dir
         self.process: subprocess.Popen | None = None
         self.client: StudioClient | None = None
@@ -53,8 +55,9 @@ class Studio:
         self.port = free_port()  # the same after a restart, so that who follows it finds it again
         self._drops: list[Callable[[], None]] = []
         kept = {k: v for k, v in os.environ.items() if not k.startswith("STUDIO_")}
-        self.env = {**kept, "STUDIO_PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "STUDIO_DATA_DIR": str(data_dir),
-                    **env}
+        kept.pop("OMP_NUM_THREADS", None)
+        self.env = {**kept, "STUDIO_PYTHON": sys.executable, "STUDIO_DATA_DIR": str(data_dir),
+                    **({"OMP_NUM_THREADS": str(threads)} if threads else {}), **env}
         if database != "sqlite":
             self.database_url = self.env["STUDIO_DATABASE_URL"] = self._own(own_postgres_database(database))
         if redis:
@@ -175,6 +178,23 @@ class Studio:
         if (dataset["state"], tokenizer["state"]) != ("ready", "ready"):
             raise SystemExit(f"The material could not be made: {dataset['error']} {tokenizer['error']}")
         return {"dataset_id": dataset["id"], "tokenizer": tokenizer["id"]}
+
+
+def add_checkpoint(database_url: str, path: Path, id: str) -> None:
+    """Make ``path`` known to the studio of this database as the checkpoint ``id`` of a completed run of its own,
+    ``id`` + ``run``."""
+    from app.core import db
+    from app.core.models import LOCAL_ADMIN_ID, Checkpoint, Run
+
+    try:
+        with db.transaction(db.session_factory(database_url)) as session:
+            session.add(Run(id=f"{id}run", name=id, user_id=LOCAL_ADMIN_ID, stage="sft", config={}, devices="auto",
+                            state="completed", created_at=1e9, updated_at=1e9, ended_at=1e9))
+            session.flush()
+            session.add(Checkpoint(id=id, run_id=f"{id}run", attempt=1, stage="sft", step=1, tokens=1, bytes=1,
+                                   path=str(path), state="ready", created_at=1e9))
+    finally:
+        db.engine_for(database_url).dispose()
 
 
 def mark_of(process: psutil.Process) -> str | None:

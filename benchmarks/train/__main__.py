@@ -8,7 +8,7 @@ second (padding is not counted), so the fill of padded rows stands beside every 
 ``tokens/s * (6 N + 6 L h c) / rate of float32 products``, both measured in the same rounds. Before that the loss and
 the gradients of the same documents are compared; after it (``--minutes``) what loss each one reaches in equal CPU time.
 ``--cores`` compares one process with two threads with two ranks of one, by the clock. trl is no part of the
-studio: ``pip install -e .[bench]``. Without --data the starter corpus is used, which is not real text.
+studio: ``pip install -r requirements-dev.txt``. Without --data the starter corpus is used, which is not real text.
 """
 
 from __future__ import annotations
