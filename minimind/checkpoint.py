@@ -287,8 +287,6 @@ def load_model(directory: Path | str, device: str | torch.device = "cpu",
         what, small = read_adapter(adapter)
         check_adapter(small, what, config, adapter)
         weights = merged(weights, what, small)
-    with torch.device("meta"):
-        model = MiniMindForCausalLM(config)
-    model.to_empty(device="cpu")
+    model = MiniMindForCausalLM.unfilled(config, "cpu")
     model.load_weights(weights)
     return model.to(device), Tokenizer.load(directory)

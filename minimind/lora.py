@@ -169,8 +169,7 @@ def laid_over(base: MiniMindForCausalLM, adapter: AdapterConfig, weights: Mappin
     """
     assert base.adapter is None, "an adapter stands over a plain model"
     check_adapter(weights, adapter, base.config, place)
-    with torch.device("meta"):
-        model = type(base)(base.config)
+    model = type(base).unfilled(base.config)
     model.load_state_dict(base.state_dict(), assign=True)
     attach(model, adapter)
     load_adapter(model, weights, place)

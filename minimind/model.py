@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from minimind.attention import Segments, attend, attend_cached
@@ -153,6 +154,15 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
+class _NothingIsDrawn(TorchFunctionMode):
+    """``torch.nn.init`` leaves everything as it is."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 class MiniMindForCausalLM(nn.Module):
     """Next-token model. Weights start as N(0, 0.02) from torch's global generator, norms as 1.
 
@@ -175,6 +185,16 @@ class MiniMindForCausalLM(nn.Module):
                 nn.init.normal_(module.weight, std=INIT_STD)
             elif isinstance(module, MoE):
                 module.reset_parameters(INIT_STD)
+
+    @classmethod
+    def unfilled(cls, config: ModelConfig, device: torch.device | str = "meta") -> MiniMindForCausalLM:
+        """For weights that come from elsewhere: its own are whatever is in memory, and nothing is on the meta device.
+
+        Drawing there, and ``to_empty`` afterwards, would import torch's compiler and sympy: 2 s before the first answer
+        of a chat.
+        """
+        with torch.device(device), _NothingIsDrawn():
+            return cls(config)
 
     def compile_blocks(self) -> None:
         """``torch.compile`` everything between two attentions (``DecoderLayer``)."""

@@ -49,9 +49,8 @@ class Distill:
         elif device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
             dtype = torch.bfloat16
         place = Path(setup.prepared.teacher)
-        with torch.device("meta"):
-            teacher = MiniMindForCausalLM(ModelConfig.from_dict(Manifest.read(place).model))
-        load_weights(teacher.to_empty(device=device), place)
+        teacher = MiniMindForCausalLM.unfilled(ModelConfig.from_dict(Manifest.read(place).model), device)
+        load_weights(teacher, place)
         setup.trainer.reporter.log(f"Teacher: {teacher.config.num_parameters():,} parameters in "
                                    f"{str(dtype).removeprefix('torch.')}.")
         length, positions = setup.trainer.resolved["max_seq_len"], teacher.config.max_position_embeddings
