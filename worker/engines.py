@@ -15,10 +15,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from app.core import damage
+from app.core.collector import leave_alone_what_is_here
 from app.core.logging import get_logger
 from minimind.errors import CheckpointError, MiniMindError
 from minimind.manifest import MANIFEST_FILE, Manifest
@@ -289,6 +291,12 @@ def _base_of(path: Path, manifest: Manifest) -> Path:
     return base_of(path, manifest)
 
 
+@lru_cache
+def _settle() -> None:
+    """At the first model, before it is there: torch stays for as long as the process."""
+    leave_alone_what_is_here()
+
+
 def _load_engine(path: Path, options: EngineOptions) -> Engine:
     import torch  # seconds to import: only the first request waits for it
 
@@ -296,6 +304,7 @@ def _load_engine(path: Path, options: EngineOptions) -> Engine:
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(cores_for_inference())
+    _settle()
     return Engine.from_checkpoint(path, options.device, weights=options.weights, prefix_bytes=options.prefix_bytes,
                                   cache_bytes=options.cache_bytes, context_factor=options.context_factor)
 
@@ -304,6 +313,7 @@ def _load_llama(path: Path, options: EngineOptions) -> LlamaEngine | None:
     """None, and a line in the log, where llama.cpp does not compute what the checkpoint means. Raises ``OSError``."""
     from worker.llama import load_llama  # which imports torch
 
+    _settle()
     try:
         return load_llama(path, options.weights, threads=cores_for_inference(), prefix_bytes=options.prefix_bytes,
                           cache_bytes=options.cache_bytes or options.max_bytes)

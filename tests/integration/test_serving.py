@@ -177,7 +177,7 @@ def test_a_hundred_clients_are_answered_together(studio: RunningStudio, client: 
     wait_for(lambda: status(studio)["active"] == status(studio)["waiting"] == 0, "everybody to have left")
     print(f"longest pause / usual one {[round(one, 1) for one in starved]}, "
           f"memory {[size >> 20 for size in sizes]} MB")
-    assert min(starved) < 10
+    assert statistics.median(starved) < 10
     assert sizes[-1] - sizes[1] < 128 << 20  # measured: 50 MB in three crowds, of which prefixes may hold 4
     assert process.is_running() and process.pid == studio.role("inference")[0].pid
 

@@ -54,11 +54,15 @@ def run(args: argparse.Namespace) -> int:
             os.environ[name] = str(value)
     import uvicorn
 
+    from app.core.collector import leave_alone_what_is_here
+
     listener = socket.socket(fileno=int(given)) if given else open_alone()
     config = uvicorn.Config("app.main:create_app", factory=True, timeout_graceful_shutdown=3, proxy_headers=False,
                             server_header=False, ws_max_size=64 * 1024, log_level="info", access_log=False)
     server = uvicorn.Server(config)
     allow_many_sockets()
     sys.setswitchinterval(SWITCH_S)
+    config.load()
+    leave_alone_what_is_here()
     server.run(sockets=[listener])
     return 0 if server.started else 1
