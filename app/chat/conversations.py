@@ -62,9 +62,12 @@ def create(session: Session, user_id: str, asked: ConversationCreate) -> Convers
 
 
 def change(session: Session, user_id: str, id: str, changes: ConversationPatch) -> Conversation:
-    """Change what is given. Raises ``Conflict`` where the conversation is no longer at ``changes.version``."""
+    """Change what is given. Raises ``Conflict`` where the conversation is no longer at ``changes.version``, unless it
+    is what the change would make of it: a page that is left saves once more what may be on its way already."""
     row = get(session, user_id, id, lock=True)
     if changes.version is not None and changes.version != row.version:
+        if _is_made(changes, row):
+            return row
         message = "This conversation was changed somewhere else meanwhile."
         hint = f"Its present version is {row.version}; load it again."
         raise Conflict(message, field="version", hint=hint, problems=[
@@ -77,6 +80,13 @@ def change(session: Session, user_id: str, id: str, changes: ConversationPatch) 
         row.updated_at = now(session)
         session.flush()
     return row
+
+
+def _is_made(changes: ConversationPatch, row: Conversation) -> bool:
+    try:
+        return all(getattr(row, name) == value for name, value in _columns(changes, row).items())
+    except Invalid:  # its head is a message that is not there (any more)
+        return False
 
 
 def _columns(changes: ConversationPatch, row: Conversation) -> dict[str, Any]:

@@ -84,6 +84,20 @@ def test_two_tabs_do_not_overwrite_each_other(api: Api) -> None:
     assert patch(api, made["id"], system=None, sampling=None, messages=None).json() == again
 
 
+def test_what_was_saved_already_is_no_conflict(api: Api) -> None:
+    """A page that is left saves again what may be on its way: with both there, the second finds what it would make."""
+    id = new(api, messages=[HI])["id"]
+    save = {"version": 1, "messages": [HI, ANSWER], "sampling": {"temperature": 0.5}, "system": "x", "title": "Talk",
+            "head": None, "mode": "chat"}
+    made = patch(api, id, **save).json()
+    assert made["version"] == 2
+    again = patch(api, id, **save)
+    assert again.status_code == 200 and again.json() == made
+    for other in ({"system": "y"}, {"messages": [HI]}, {"sampling": {}}, {"title": "Another"}, {"head": "not-there-1"}):
+        assert patch(api, id, **{**save, **other}).status_code == 409, other
+    assert api.get(f"/conversations/{id}").json() == made
+
+
 def test_lists_are_paged_by_the_last_change(api: Api) -> None:
     ids = []
     for i in range(5):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -210,6 +211,40 @@ def test_a_reload_in_the_middle_of_an_answer_goes_on_with_it(chat: Page, studio:
     page.get_by_role("button", name="Branch from here").first.click()
     expect(answers(page)).to_have_count(0)
     expect(page.locator(".message.user .said")).to_have_text("Tell me everything")
+
+
+def test_a_page_that_is_left_behind_its_save_is_not_refused(chat: Page, studio: RunningStudio) -> None:
+    """The studio has it, the page has not heard so and saves once more as it is left: nothing is wrong with that."""
+    page = chat
+    ask(page, "First")
+    finished(page, 1)
+    expect(page).to_have_url(CHAT)
+    kept(page, studio, "answer", 2)
+    page.wait_for_timeout(300)  # the page has heard of it
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        """The studio has it; nothing comes back."""
+        if held:
+            route.continue_()
+        else:
+            held.append(route)
+            route.fetch()
+
+    page.route("**/api/v1/conversations/*", hold)
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Temperature").fill("0.25")
+    page.get_by_role("button", name="Done").click()
+    id = page.url.rpartition("/")[2]
+    deadline = time.monotonic() + 10
+    while studio.client.get(f"/conversations/{id}")["sampling"].get("temperature") != 0.25:
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(100)
+    with page.expect_request(lambda request: request.method == "PATCH"):
+        page.reload()
+    expect(answers(page)).to_have_count(1)
+    page.wait_for_timeout(500)  # a refusal would be an error in the page
+    page.unroute_all()
 
 
 def test_two_tabs(chat: Page, context: BrowserContext, problems: Problems, studio: RunningStudio) -> None:

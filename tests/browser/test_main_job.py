@@ -20,7 +20,7 @@ from tests.integration.studio import RunningStudio
 #: a page that is looked at shows the truth within this time after whatever it missed
 TRUTH_WITHIN_MS = 2000
 #: What a browser says of a server that is away for a moment; and of a reload right behind a save: the page that leaves
-#: saves once more, and where the save before it has arrived the second one is refused.
+#: saves once more, and where that says more than a save that has just arrived, it is refused.
 AWAY = ("status of (409|503)|ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE|"
         "WebSocket connection to")
 
