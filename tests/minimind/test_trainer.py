@@ -245,6 +245,7 @@ def test_a_full_disk_at_the_end_is_said(tmp_path: Path, data: Path, monkeypatch:
     assert result(tmp_path / "run")["error"]["class"] == "DISK_FULL"
 
 
+@pytest.mark.slow  # starts three trainers
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's always full device")
 def test_a_log_on_a_full_disk_does_not_end_the_run(tmp_path: Path, data: Path) -> None:
     run_dir = RunDir(tmp_path / "run")
