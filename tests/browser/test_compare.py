@@ -221,6 +221,16 @@ def test_a_comparison_survives_a_reload(page: Page) -> None:
     assert [m["content"] for m in asked(page)[0]["body"]["messages"]][1::2] == ["Who is there?", "And now?"]
 
 
+def test_a_long_name_stays_in_its_column(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.goto("/chat/compare?checkpoint=tuned20&checkpoint=tuned10")
+    choice = page.get_by_label("Model A", exact=True)
+    expect(choice).to_be_visible()
+    choice.evaluate("(menu) => { menu.selectedOptions[0].text = 'A model with a name like a novel '.repeat(4) }")
+    column, menu = columns(page).first.bounding_box(), choice.bounding_box()
+    assert menu["x"] + menu["width"] <= column["x"] + column["width"], (column, menu)
+
+
 @pytest.mark.slow  # browser tests have ten minutes
 def test_a_way_survives_a_reload(page: Page) -> None:
     page.add_init_script(MODEL)
