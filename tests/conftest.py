@@ -103,3 +103,12 @@ def studio(tmp_path_factory: pytest.TempPathFactory):
         yield running
     finally:
         running.close()
+
+
+@pytest.fixture(scope="module")
+def broker():
+    """An empty broker for the tests of a module; a ``Broker`` of ``tests/inference_rig.py``."""
+    from tests.inference_rig import running_broker
+
+    with running_broker() as running:
+        yield running

@@ -16,16 +16,10 @@ from app.openai import service
 from minimind.tokenizer import Tokenizer
 from tests.app.conftest import Api
 from tests.app.openai_rig import HELLO, V1, said, scripted_v1, token
-from tests.inference_rig import Broker, running_broker
+from tests.inference_rig import Broker
 
 TOOLS = [{"type": "function", "function": {"name": "add"}}]
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    with running_broker() as broker:
-        yield broker
 
 
 @pytest.fixture

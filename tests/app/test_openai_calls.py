@@ -21,13 +21,7 @@ from app.openai import request_log
 from app.openai.limits import Limits
 from tests.app.conftest import Api, Server
 from tests.app.openai_rig import HELLO, MODEL, V1, failed, said, scripted_v1
-from tests.inference_rig import Broker, running_broker, wait_for
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    with running_broker() as broker:
-        yield broker
+from tests.inference_rig import Broker, wait_for
 
 
 @pytest.fixture

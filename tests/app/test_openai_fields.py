@@ -11,19 +11,13 @@ import pytest
 from app.core.inference import Constraint, GenerationRequest
 from tests.app.conftest import Api
 from tests.app.openai_rig import HELLO, MODEL, V1, failed, said, scripted_v1
-from tests.inference_rig import Broker, running_broker
+from tests.inference_rig import Broker
 
 ADD = {"type": "function", "function": {"name": "add", "description": "Adds.", "strict": True,
                                         "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}}
 LOOK = {"type": "function", "function": {"name": "look"}}
 SHOWN_ADD = {"type": "function", "function": {k: v for k, v in ADD["function"].items() if k != "strict"}}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    with running_broker() as broker:
-        yield broker
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -13,15 +13,9 @@ from redis.exceptions import ConnectionError as BrokerAway
 from app.chat.request_writer import RequestWriter
 from app.core import inference as protocol
 from app.core.inference import Keys
-from tests.inference_rig import Broker, running_broker
+from tests.inference_rig import Broker
 
 KEYS = Keys("studio-test")
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    with running_broker() as broker:
-        yield broker
 
 
 @pytest.fixture(autouse=True)

@@ -24,12 +24,6 @@ LONG = Sampling(temperature=0, max_tokens=100_000)
 
 
 @pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    with running_broker() as broker:
-        yield broker
-
-
-@pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("run") / "step-00000001-a1", seed=1)
 

@@ -18,16 +18,10 @@ from app.core.inference import Constraint, GenerationRequest, Keys, Reply, Sampl
 from app.core.settings import Settings
 from minimind.engine import Engine
 from tests.checkpoint_rig import make_checkpoint
-from tests.inference_rig import Broker, InferenceServer, running_broker, running_inference, wait_for
+from tests.inference_rig import Broker, InferenceServer, running_inference, wait_for
 
 KEYS = Keys()
 HELLO = [{"role": "user", "content": "Where is the lamp?"}]
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    with running_broker() as broker:
-        yield broker
 
 
 @pytest.fixture(scope="module")
