@@ -190,8 +190,8 @@ class MiniMindForCausalLM(nn.Module):
     def unfilled(cls, config: ModelConfig, device: torch.device | str = "meta") -> MiniMindForCausalLM:
         """For weights that come from elsewhere: its own are whatever is in memory, and nothing is on the meta device.
 
-        Drawing there, and ``to_empty`` afterwards, would import torch's compiler and sympy: 2 s before the first answer
-        of a chat.
+        Drawing there, and ``to_empty`` afterwards, would import torch's compiler and sympy: most of a second before the
+        first answer of a chat, and up to two of a processor.
         """
         with torch.device(device), _NothingIsDrawn():
             return cls(config)
